@@ -1,0 +1,1 @@
+//! Benchmarks; the peers we are compared with live only here.

@@ -1,0 +1,1 @@
+//! The client: append, read, settle, follow, over replica chains.

@@ -1,0 +1,1 @@
+//! The layout: its history, and the reconfiguration that makes the next one.

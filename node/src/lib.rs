@@ -1,0 +1,1 @@
+//! Hosts the servers: disk threads, roles, configuration, status.

@@ -1,0 +1,1 @@
+//! Replicated objects: deterministic state machines that replay the log; pure.

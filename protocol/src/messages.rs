@@ -1,0 +1,670 @@
+//! What travels: requests and responses of all roles. New enum variants go at the end only (postcard numbers them).
+//!
+//! Every request to a unit or the sequencer carries an epoch and is refused unless the server serves exactly that
+//! epoch. Refusals are values ([`Refusal`]), not errors. Entries travel in the frame's raw body, one behind the
+//! other, with their lengths in the header; see [`Body`].
+
+use std::collections::BTreeMap;
+
+use bytes::{Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+
+use crate::entry::{BackPointers, EncodedEntry, StreamLink};
+use crate::frame::Message;
+use crate::ids::{ClusterId, Epoch, Incarnation, Position, ServerName, StreamId, UnitId};
+use crate::layout::{Layout, Published};
+
+/// First message on every connection, both ways. Nothing else is served before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handshake {
+    /// [`crate::frame::WIRE_VERSION`] again, for the error message.
+    pub version: u8,
+    /// The cluster this process belongs to; `None` before it knows. Two known ones must be equal.
+    pub cluster: Option<ClusterId>,
+    /// The process's name (a client's is free text).
+    pub name: ServerName,
+    /// Run of the process.
+    pub incarnation: Incarnation,
+}
+
+/// Ties a reply to the request it answers; chosen by the host of a core, unique while unanswered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CallId(pub u64);
+
+/// A request to any role of a server process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// To the log unit.
+    Unit(UnitRequest),
+    /// To the sequencer.
+    Sequencer(SequencerRequest),
+    /// To the layout.
+    Layout(LayoutRequest),
+    /// What this process is and does; for `milonga status`.
+    Status,
+}
+
+/// A response from any role.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Response {
+    /// From the log unit.
+    Unit(UnitResponse),
+    /// From the sequencer.
+    Sequencer(SequencerResponse),
+    /// From the layout.
+    Layout(LayoutResponse),
+    /// What this process is and does.
+    Status(ServerStatus),
+    /// Not done, nothing changed, and why.
+    Refused(Refusal),
+}
+
+/// Why a server did nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// The request's epoch is over here: `epoch` is the newest that this server has served or been sealed for.
+    #[error("sealed: epoch {epoch} is over or ending here")]
+    Sealed {
+        /// Highest epoch this server knows to be over, or is sealed in favour of, minus nothing: a client that
+        /// knows no later layout reports the epoch *it* used.
+        epoch: Epoch,
+    },
+    /// The request's epoch has not begun here.
+    #[error("not yet in that epoch; serving epoch {epoch}")]
+    NotYet {
+        /// The epoch this server serves.
+        epoch: Epoch,
+    },
+    /// The server has no epoch yet: it started and waits for the layout.
+    #[error("not open yet: waiting for the layout")]
+    NotOpen,
+    /// Overloaded: the request would exceed a bound. Try again later.
+    #[error("busy: over the bound of {what}; try again")]
+    Busy {
+        /// The bound.
+        what: String,
+    },
+    /// A disk error: this unit serves what is surely durable and refuses the rest until it is restarted.
+    #[error("unit is poisoned: {why}; replace the disk or restart the unit")]
+    Poisoned {
+        /// The first failure.
+        why: String,
+    },
+    /// The sender may not do that (a client's certificate on a server's request, another cluster's server).
+    #[error("not allowed: {why}")]
+    NotAllowed {
+        /// What is missing.
+        why: String,
+    },
+    /// The message cannot be understood or breaks a limit.
+    #[error("bad request: {why}")]
+    Malformed {
+        /// What is wrong.
+        why: String,
+    },
+    /// This process does not have that role.
+    #[error("this server is no {role}")]
+    NoSuchRole {
+        /// The missing role.
+        role: String,
+    },
+    /// The layout names another unit than this one, or this unit has lost its past (rules 10, 28).
+    #[error("identity: {why}")]
+    Identity {
+        /// What does not fit.
+        why: String,
+    },
+}
+
+// ---------------------------------------------------------------------------------------------- log unit
+
+/// A value on its way to or from a unit; data lies in the body, `len` bytes of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WireValue {
+    /// The next `len` bytes of the body are an [`EncodedEntry`].
+    Data {
+        /// Bytes.
+        len: u32,
+    },
+    /// Junk.
+    Junk,
+}
+
+/// Requests to a log unit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UnitRequest {
+    /// Writes values. In the active part a token holder writes data at the head and the same behind it; a filler
+    /// carries the head's winner down the chain (junk is never *written* at a head: that is `Fill`).
+    /// Below `start` (closed) the settler writes what rule 9 decided, to whoever lacks it.
+    Write {
+        /// The epoch.
+        epoch: Epoch,
+        /// Settled mark of this chain as the sender knows it: raises the unit's.
+        settled: Position,
+        /// Positions and values, ascending.
+        items: Vec<(Position, WireValue)>,
+    },
+    /// At the head of the active part: make each own position in `from..to` hold something, junk where nothing
+    /// was, and answer all winners once durable (rule 8).
+    Fill {
+        /// The epoch.
+        epoch: Epoch,
+        /// First position.
+        from: Position,
+        /// End, exclusive; at most `ITEMS_PER_MESSAGE` own positions.
+        to: Position,
+    },
+    /// Reads positions.
+    Read {
+        /// The epoch.
+        epoch: Epoch,
+        /// Settled mark of this chain as the sender knows it.
+        settled: Position,
+        /// Which.
+        positions: Vec<Position>,
+    },
+    /// All entries of the streams in `from..to` on this unit, ascending; `from..to` lies in one segment.
+    ReadStreams {
+        /// The epoch.
+        epoch: Epoch,
+        /// The streams (an entry of several is given once).
+        streams: Vec<StreamId>,
+        /// First position of interest.
+        from: Position,
+        /// End, exclusive.
+        to: Position,
+        /// Stop after about this many bytes (at least one entry is given).
+        max_bytes: u32,
+        /// If the first own position at or above `from` is undecided, wait up to this long for it to be
+        /// decided (at most `LONGEST_WAIT_MS`).
+        wait_ms: u32,
+    },
+    /// Do you still serve this epoch? (Rule 21.)
+    Confirm {
+        /// The epoch.
+        epoch: Epoch,
+    },
+    /// Forget everything below the mark; it never passes the settled mark of the log.
+    Trim {
+        /// The epoch.
+        epoch: Epoch,
+        /// The mark.
+        below: Position,
+    },
+    /// The settler is done: everything below is settled on every chain (rule 5).
+    Settled {
+        /// The epoch.
+        epoch: Epoch,
+        /// The mark.
+        below: Position,
+    },
+    /// Stop serving every epoch below `epoch`; drain; report. Needs no disk. Servers only.
+    Seal {
+        /// The epoch that is to come.
+        epoch: Epoch,
+    },
+    /// A page of the stream tails of a sealed unit. Servers only.
+    Collect {
+        /// The epoch it was sealed for.
+        epoch: Epoch,
+        /// Streams above this one.
+        after: Option<StreamId>,
+        /// Only positions below the next epoch's start count (rule 16).
+        below: Position,
+    },
+    /// Enter the layout's epoch. Servers only.
+    Open {
+        /// The committed layout.
+        layout: Layout,
+        /// Start of every epoch after the unit's persisted one (voids records, rule 1).
+        starts: Vec<(Epoch, Position)>,
+    },
+}
+
+/// What became of one write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WriteAnswer {
+    /// Won at the head, not yet durable (for overlapped durability, not sent yet).
+    Accepted,
+    /// On stable storage, by this or an earlier write of the same entry id.
+    Durable,
+    /// The position holds something else.
+    Occupied,
+    /// The disk is full; nothing was written (rule 29).
+    Full,
+    /// Farther above the settled mark than the layout allows; settle what is undecided below and send again.
+    TooFar,
+    /// This unit is no replica of that position.
+    NotMine,
+    /// The position is below the trim mark.
+    Trimmed,
+    /// Malformed entry, or junk written to an active head.
+    Refused,
+}
+
+/// What a unit knows of one position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UnitReadAnswer {
+    /// The next `len` bytes of the body.
+    Data {
+        /// Bytes.
+        len: u32,
+    },
+    /// Filled.
+    Junk,
+    /// Never written here.
+    Unwritten,
+    /// Below the trim mark.
+    Trimmed,
+    /// Known or owed, but cannot be given. Never confused with `Unwritten`.
+    Lost,
+    /// Accepted here, not yet durable.
+    Pending,
+    /// Not a replica of that position.
+    NotMine,
+}
+
+/// Marks that units add to their answers. All exclusive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Marks {
+    /// Every own position (of the range asked, or of the last range) below it is decided and durable *here*.
+    /// At a chain's tail, written one after the other, that means settled.
+    pub settled: Position,
+    /// Everything below was trimmed.
+    pub trimmed: Position,
+}
+
+/// What a sealed unit reports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealReport {
+    /// Epoch it served before (or its persisted epoch, after a restart).
+    pub epoch: Epoch,
+    /// First position above everything it holds, knows to have held, or may have held.
+    pub high: Position,
+    /// Marks.
+    pub marks: Marks,
+    /// Distinct streams it will report when collected.
+    pub streams: u64,
+}
+
+/// The tail of one stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamTail {
+    /// The stream.
+    pub stream: StreamId,
+    /// Its last positions.
+    pub last: BackPointers,
+}
+
+/// Responses of a log unit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UnitResponse {
+    /// To `Write`: one answer for each item, when all are answered.
+    Written {
+        /// In order of the items.
+        answers: Vec<WriteAnswer>,
+        /// Marks.
+        marks: Marks,
+    },
+    /// To `Fill`: the durable winners in order of position. `full`: stopped early because even the reserve is full.
+    Filled {
+        /// Winners; data in the body.
+        winners: Vec<(Position, WireValue)>,
+        /// Marks.
+        marks: Marks,
+    },
+    /// To `Read`: one answer for each position; data in the body.
+    Values {
+        /// In order of the positions.
+        answers: Vec<UnitReadAnswer>,
+        /// Marks.
+        marks: Marks,
+    },
+    /// To `ReadStreams`.
+    Entries {
+        /// Positions and lengths, ascending; data in the body. Junk is not listed; a `Lost` one has length 0
+        /// and `complete` ends at it.
+        entries: Vec<(Position, u32)>,
+        /// Every entry of the streams below it on this unit was given: not above the settled mark of the range,
+        /// nor above `to`.
+        complete: Position,
+        /// Marks of the range asked.
+        marks: Marks,
+    },
+    /// To `ReadStreams` from below the trim mark, and to `Trim`.
+    Trimmed {
+        /// The mark, persisted.
+        below: Position,
+    },
+    /// To `Confirm`: still serving the epoch.
+    Serving {
+        /// Marks.
+        marks: Marks,
+    },
+    /// To `Seal`.
+    Sealed(SealReport),
+    /// To `Collect`.
+    Tails {
+        /// Stream tails, ascending by stream.
+        tails: Vec<StreamTail>,
+        /// Whether there are no more.
+        done: bool,
+    },
+    /// To `Open` and `Settled`.
+    Done,
+}
+
+// --------------------------------------------------------------------------------------------- sequencer
+
+/// Requests to the sequencer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SequencerRequest {
+    /// One token for each item: the streams it will belong to.
+    Tokens {
+        /// The epoch.
+        epoch: Epoch,
+        /// For each token its streams, distinct.
+        wants: Vec<Vec<StreamId>>,
+    },
+    /// The tail, and the last positions of some streams.
+    Tail {
+        /// The epoch.
+        epoch: Epoch,
+        /// Which streams.
+        streams: Vec<StreamId>,
+    },
+    /// Answer (like `Tail`) as soon as a stream has a position at or above `from`, or after `wait_ms`.
+    /// A hint to look again: the answer is not a tail check.
+    Wait {
+        /// The epoch.
+        epoch: Epoch,
+        /// Which streams; none = any position at all.
+        streams: Vec<StreamId>,
+        /// The first position of interest.
+        from: Position,
+        /// At most `LONGEST_WAIT_MS`.
+        wait_ms: u32,
+    },
+    /// The log was trimmed below the mark.
+    Trimmed {
+        /// The epoch.
+        epoch: Epoch,
+        /// The mark.
+        below: Position,
+    },
+    /// State for a new epoch, in pages; usable after the last. Servers only.
+    Bootstrap(Bootstrap),
+    /// Stop serving every epoch below `epoch`. Servers only.
+    Seal {
+        /// The epoch that is to come.
+        epoch: Epoch,
+    },
+}
+
+/// One page of a bootstrap (rule 17).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bootstrap {
+    /// The new epoch.
+    pub epoch: Epoch,
+    /// The run of the process it is meant for.
+    pub incarnation: Incarnation,
+    /// First position to grant.
+    pub next: Position,
+    /// Trim mark.
+    pub trimmed: Position,
+    /// How tail answers are to be given.
+    pub lease: Lease,
+    /// Most streams that may exist (a layout limit).
+    pub stream_limit: u64,
+    /// Number of this page, from 0.
+    pub page: u32,
+    /// Whether it is the last one.
+    pub last: bool,
+    /// Stream tails of this page, ascending over all pages.
+    pub tails: Vec<StreamTail>,
+}
+
+/// What stands for a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Lease {
+    /// Nothing: every tail answer has to be confirmed by a chain (rule 21).
+    None,
+    /// The directory lock of an embedded log (rule 44).
+    DirectoryLock,
+}
+
+/// Permission to write one position.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    /// The position.
+    pub position: Position,
+    /// Links for each stream wanted, in that order.
+    pub links: Vec<StreamLink>,
+}
+
+/// The sequencer's answer to a tail query.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TailAnswer {
+    /// First position not granted yet.
+    pub next: Position,
+    /// Trim mark; an absent stream means "nothing above the mark" (rule 22).
+    pub trimmed: Position,
+    /// Whether the answer may be used as it is. `None`: confirm it by rule 21.
+    pub lease: Lease,
+    /// The last positions of the streams asked, in that order.
+    pub streams: Vec<BackPointers>,
+}
+
+/// Responses of the sequencer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SequencerResponse {
+    /// To `Tokens`; ascending.
+    Tokens(Vec<Token>),
+    /// To `Tail` and `Wait`.
+    Tail(TailAnswer),
+    /// To `Bootstrap`, `Seal` and `Trimmed`.
+    Done,
+}
+
+// ------------------------------------------------------------------------------------------------ layout
+
+/// Requests to the layout.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LayoutRequest {
+    /// A server process says what it is; repeated as a heartbeat. Servers only.
+    Hello(Hello),
+    /// The current layout, or a newer one than `known` if that comes within `wait_ms`.
+    Get {
+        /// What the asker has.
+        known: Epoch,
+        /// At most `LONGEST_WAIT_MS`.
+        wait_ms: u32,
+    },
+    /// Somebody met `Sealed` in this epoch and knows no later one (rule 2).
+    ReportSealed {
+        /// The epoch.
+        epoch: Epoch,
+    },
+}
+
+/// What a server process is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Its name; equal to the one in its certificate.
+    pub name: ServerName,
+    /// Where others reach it.
+    pub address: String,
+    /// Its run.
+    pub incarnation: Incarnation,
+    /// Its log unit, if it has one.
+    pub unit: Option<UnitHello>,
+    /// Whether it can be a sequencer.
+    pub sequencer: bool,
+}
+
+/// What a log unit says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnitHello {
+    /// Identity of its directory.
+    pub id: UnitId,
+    /// The cluster its directory belongs to; `None` while empty.
+    pub cluster: Option<ClusterId>,
+    /// The persisted epoch; 0 while empty.
+    pub persisted: Epoch,
+    /// The epoch it serves now; 0 if it has sealed itself or was sealed.
+    pub serving: Epoch,
+    /// Whether its directory holds no entry and never belonged to a cluster.
+    pub empty: bool,
+}
+
+/// Responses of the layout.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LayoutResponse {
+    /// The newest published layout.
+    Layout(Published),
+    /// There is none yet, or none newer; `why` names what is waited for.
+    Waiting {
+        /// For people: which servers are missing, which step is under way.
+        why: String,
+    },
+    /// To `Hello` and `ReportSealed`.
+    Heard,
+}
+
+// ------------------------------------------------------------------------------------------------ status
+
+/// What a process is and does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerStatus {
+    /// Its name.
+    pub name: ServerName,
+    /// Its run.
+    pub incarnation: Incarnation,
+    /// The cluster, once known.
+    pub cluster: Option<ClusterId>,
+    /// Version of the build.
+    pub version: String,
+    /// For each role (`unit`, `sequencer`, `layout`) some facts, for people and scripts.
+    pub roles: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+// -------------------------------------------------------------------------------------------- conversion
+
+/// Why a message cannot be decoded.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("cannot decode a {what}: {why}")]
+pub struct DecodeError {
+    what: &'static str,
+    why: String,
+}
+
+impl Request {
+    /// Encodes with `body` behind it.
+    #[must_use]
+    pub fn into_message(self, body: Bytes) -> Message {
+        Message {
+            header: encode(&self),
+            body,
+        }
+    }
+
+    /// Decodes the header; the body stays in the message.
+    ///
+    /// # Errors
+    /// [`DecodeError`] if the header is not a request.
+    pub fn decode(message: &Message) -> Result<Self, DecodeError> {
+        decode("request", &message.header)
+    }
+}
+
+impl Response {
+    /// Encodes with `body` behind it.
+    #[must_use]
+    pub fn into_message(self, body: Bytes) -> Message {
+        Message {
+            header: encode(&self),
+            body,
+        }
+    }
+
+    /// Decodes the header; the body stays in the message.
+    ///
+    /// # Errors
+    /// [`DecodeError`] if the header is not a response.
+    pub fn decode(message: &Message) -> Result<Self, DecodeError> {
+        decode("response", &message.header)
+    }
+}
+
+/// Encodes any header type.
+///
+/// # Panics
+/// Never for the types of this module: postcard fails only on types without a length, and there are none.
+#[must_use]
+pub fn encode(header: &impl Serialize) -> Bytes {
+    postcard::to_stdvec(header)
+        .map(Bytes::from)
+        .expect("headers have known lengths")
+}
+
+/// Decodes any header type; trailing bytes are an error.
+///
+/// # Errors
+/// [`DecodeError`] names `what` could not be decoded.
+pub fn decode<'a, T: Deserialize<'a>>(
+    what: &'static str,
+    bytes: &'a [u8],
+) -> Result<T, DecodeError> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((value, [])) => Ok(value),
+        Ok((_, rest)) => Err(DecodeError {
+            what,
+            why: format!("{} bytes too many", rest.len()),
+        }),
+        Err(error) => Err(DecodeError {
+            what,
+            why: error.to_string(),
+        }),
+    }
+}
+
+/// The raw part of a message, taken apart front to back.
+#[derive(Debug)]
+pub struct Body(Bytes);
+
+impl Body {
+    /// The body of `message`.
+    #[must_use]
+    pub fn of(message: &Message) -> Self {
+        Self(message.body.clone())
+    }
+
+    /// The next `len` bytes; `None` if there are fewer.
+    pub fn take(&mut self, len: u32) -> Option<Bytes> {
+        let len = len as usize;
+        (len <= self.0.len()).then(|| self.0.split_to(len))
+    }
+
+    /// The bytes not taken yet.
+    #[must_use]
+    pub const fn rest(&self) -> &Bytes {
+        &self.0
+    }
+}
+
+/// Puts encoded entries one behind the other.
+#[must_use]
+pub fn body_of<'a>(entries: impl IntoIterator<Item = &'a EncodedEntry>) -> Bytes {
+    let mut entries = entries.into_iter();
+    let (Some(first), second) = (entries.next(), entries.next()) else {
+        return Bytes::new();
+    };
+    let Some(second) = second else {
+        return first.bytes().clone();
+    };
+    let mut body = BytesMut::with_capacity(first.len() + second.len());
+    for entry in [first, second].into_iter().chain(entries) {
+        body.extend_from_slice(entry.bytes());
+    }
+    body.freeze()
+}

@@ -1,0 +1,1 @@
+//! The sequencer core: hands out positions; pure.

@@ -1,0 +1,2 @@
+//! The `milonga` command.
+fn main() {}

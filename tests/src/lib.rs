@@ -1,0 +1,1 @@
+//! Tests of the whole: conformance, crashes, clusters of real processes.
