@@ -443,7 +443,7 @@ mod tests {
         (
             any::<u64>(),
             prop::collection::vec(0..1_u64 << 40, 0..=4),
-            0..3,
+            0..3_usize,
         )
             .prop_map(|(stream, pointers, end)| StreamLink {
                 stream: StreamId(stream),
