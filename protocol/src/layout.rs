@@ -369,7 +369,7 @@ mod tests {
                 chains: (0..chains)
                     .map(|c| {
                         (0..replicas)
-                            .map(|r| UnitIndex((c * replicas + r) as u16))
+                            .map(|r| UnitIndex(u16::try_from(c * replicas + r).unwrap()))
                             .collect()
                     })
                     .collect(),

@@ -22,6 +22,7 @@ mod ids;
 pub mod layout;
 pub mod limits;
 pub mod log;
+pub mod memory;
 pub mod messages;
 pub mod plants;
 
@@ -36,3 +37,4 @@ pub use log::{
     AppendError, Appended, Log, LogError, NewEntry, ReadAnswer, SharedLog, StreamPart, StreamRead,
     Tail, TailOf, Target,
 };
+pub use memory::MemoryLog;
