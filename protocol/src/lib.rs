@@ -15,6 +15,8 @@
 //! Start with [`log`]: it is the contract that clients implement and objects use.
 
 mod codec;
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 pub mod entry;
 pub mod env;
 pub mod frame;
