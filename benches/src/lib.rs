@@ -1,1 +1,3 @@
-//! Benchmarks; the peers we are compared with live only here.
+//! What all benchmarks share: the command line and the report. See `docs/commands.md` for their contract.
+
+pub mod report;
