@@ -27,6 +27,7 @@ pub mod log;
 pub mod memory;
 pub mod messages;
 pub mod plants;
+pub mod settle;
 
 pub use entry::{BackPointers, EncodedEntry, Entry, EntryError, ListEnd, StreamLink, Value};
 pub use env::{BoxFuture, Env, SharedEnv, Task, Time};
