@@ -30,6 +30,8 @@ pub enum FrameKind {
     Request,
     /// The response to the request with the same call number.
     Response,
+    /// The request with the same call number was dropped by its service: there will be no response. Empty.
+    Dropped,
 }
 
 /// A message without its call number: what travels through every transport.
@@ -117,6 +119,7 @@ impl Prefix {
             1 => FrameKind::Handshake,
             2 => FrameKind::Request,
             3 => FrameKind::Response,
+            4 => FrameKind::Dropped,
             other => return Err(FrameError::Kind(other)),
         };
         check_size(header_len, body_len)?;
@@ -151,24 +154,43 @@ pub fn write(
     message: &Message,
 ) -> Result<(), FrameError> {
     check_size(message.header.len(), message.body.len())?;
+    out.reserve(message.len());
+    write_head(out, kind, call, message)?;
+    out.put_slice(&message.body);
+    Ok(())
+}
+
+/// Appends a frame without its body, which has to follow: for bodies that are worth not copying.
+///
+/// # Errors
+/// [`FrameError::TooLarge`]; nothing was appended.
+pub fn write_head(
+    out: &mut BytesMut,
+    kind: FrameKind,
+    call: u64,
+    message: &Message,
+) -> Result<(), FrameError> {
+    check_size(message.header.len(), message.body.len())?;
     let too_large = FrameError::TooLarge {
         header: message.header.len(),
         body: message.body.len(),
     };
-    out.reserve(message.len());
+    let header_len = u32::try_from(message.header.len()).map_err(|_| too_large)?;
+    let body_len = u32::try_from(message.body.len()).map_err(|_| too_large)?;
+    out.reserve(PREFIX_BYTES + message.header.len());
     out.put_u32_le(MAGIC);
     out.put_u8(WIRE_VERSION);
     out.put_u8(match kind {
         FrameKind::Handshake => 1,
         FrameKind::Request => 2,
         FrameKind::Response => 3,
+        FrameKind::Dropped => 4,
     });
     out.put_u16_le(0);
     out.put_u64_le(call);
-    out.put_u32_le(u32::try_from(message.header.len()).map_err(|_| too_large)?);
-    out.put_u32_le(u32::try_from(message.body.len()).map_err(|_| too_large)?);
+    out.put_u32_le(header_len);
+    out.put_u32_le(body_len);
     out.put_slice(&message.header);
-    out.put_slice(&message.body);
     Ok(())
 }
 
