@@ -1,0 +1,408 @@
+//! The cluster as this client sees it: the newest layout, who is where, and messages to servers.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use milonga_protocol::frame::Message;
+use milonga_protocol::messages::{
+    self, LayoutRequest, LayoutResponse, Request, Response, SequencerRequest, SequencerResponse,
+    UnitRequest, UnitResponse,
+};
+use milonga_protocol::{Epoch, Layout, Limits, Position, Published, SharedEnv, Time, UnitIndex};
+use milonga_transport::{Peer, SharedNetwork};
+use tokio::sync::watch;
+
+use crate::marks::{ChainKey, SettledMarks};
+use crate::options::ClientOptions;
+use crate::retry::{Backoff, Failure, millis};
+
+/// How long a layout server holds a request for something newer.
+const LAYOUT_WAIT: Duration = Duration::from_secs(1);
+/// The same epoch is reported again only after this long.
+const REPORT_AGAIN: Duration = Duration::from_millis(500);
+
+/// A layout and where its servers are.
+#[derive(Debug)]
+pub(crate) struct View {
+    pub(crate) published: Arc<Published>,
+    units: Vec<Peer>,
+    sequencer: Peer,
+}
+
+impl View {
+    pub(crate) fn new(published: Published) -> Self {
+        let peer = |name: &milonga_protocol::ServerName| Peer {
+            name: name.clone(),
+            // Without an address nobody can be reached, and the error names the server.
+            address: published
+                .addresses
+                .get(name)
+                .map_or("", String::as_str)
+                .into(),
+        };
+        let layout = &published.layout;
+        Self {
+            units: layout.units.iter().map(|unit| peer(&unit.name)).collect(),
+            sequencer: peer(&layout.sequencer.name),
+            published: Arc::new(published),
+        }
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.published.layout
+    }
+
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.published.layout.epoch
+    }
+
+    pub(crate) fn unit(&self, index: UnitIndex) -> &Peer {
+        &self.units[usize::from(index.0)]
+    }
+
+    /// The unit at `index` of the layout's list.
+    pub(crate) fn unit_at(&self, index: usize) -> &Peer {
+        &self.units[index]
+    }
+
+    pub(crate) const fn sequencer(&self) -> &Peer {
+        &self.sequencer
+    }
+
+    /// Index of the last segment: where everything new goes.
+    pub(crate) fn last_segment(&self) -> usize {
+        self.layout().segments.len().saturating_sub(1)
+    }
+
+    /// The units of a chain, head first.
+    pub(crate) fn chain(&self, segment: usize, chain: usize) -> &[UnitIndex] {
+        &self.layout().segments[segment].chains[chain]
+    }
+
+    /// The name of a chain that holds in later epochs too.
+    pub(crate) fn key(&self, segment: usize, chain: usize) -> ChainKey {
+        (self.layout().segments[segment].start, chain)
+    }
+}
+
+/// Shared by everything that talks to servers.
+pub(crate) struct Cluster {
+    pub(crate) env: SharedEnv,
+    pub(crate) options: ClientOptions,
+    pub(crate) marks: SettledMarks,
+    network: SharedNetwork,
+    layout_servers: Vec<Peer>,
+    view: watch::Sender<Arc<View>>,
+    reported: Mutex<Option<(Epoch, Time)>>,
+    closed: AtomicBool,
+}
+
+/// Why there is no client.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// Nobody to ask.
+    #[error("no layout server is configured; name at least one")]
+    NoServers,
+    /// The deadline passed; what each server said last.
+    #[error("no layout after {waited_ms} ms: {why}")]
+    NoLayout {
+        /// For people: which servers do not answer, or what they wait for.
+        why: String,
+        /// How long.
+        waited_ms: u64,
+    },
+    /// Every server turned this client away, and trying again does not help.
+    #[error("turned away: {why}")]
+    Refused {
+        /// The servers' words.
+        why: String,
+    },
+}
+
+impl ConnectError {
+    /// Whether trying again can help.
+    #[must_use]
+    pub const fn is_retryable(&self) -> bool {
+        matches!(self, Self::NoLayout { .. })
+    }
+}
+
+impl Cluster {
+    /// Waits for a published layout, from whichever server has one, until the deadline of the options.
+    pub(crate) async fn connect(
+        env: SharedEnv,
+        network: SharedNetwork,
+        layout_servers: Vec<Peer>,
+        options: ClientOptions,
+    ) -> Result<Self, ConnectError> {
+        if layout_servers.is_empty() {
+            return Err(ConnectError::NoServers);
+        }
+        let began = env.now();
+        let deadline = began.after(options.deadline);
+        let mut backoff = Backoff::default();
+        let published = 'found: loop {
+            let mut said = Vec::new();
+            let mut hopeless = true;
+            for server in &layout_servers {
+                let call_by = deadline.min(env.now().after(options.call_timeout));
+                match get(&network, server, Epoch::NONE, Duration::ZERO, call_by).await {
+                    Ok(Got::Layout(published)) => match published.layout.validate() {
+                        Ok(()) => break 'found *published,
+                        Err(error) => said.push(format!("{server}: {error}")),
+                    },
+                    Ok(Got::Waiting(why)) => {
+                        hopeless = false;
+                        said.push(format!("{server}: {why}"));
+                    }
+                    Err(failure) => {
+                        hopeless &= failure.remedy() == crate::retry::Remedy::GiveUp;
+                        said.push(failure.to_string());
+                    }
+                }
+            }
+            let (why, now) = (said.join("; "), env.now());
+            if hopeless {
+                return Err(ConnectError::Refused { why });
+            }
+            if now >= deadline {
+                return Err(ConnectError::NoLayout {
+                    why,
+                    waited_ms: millis(now.since(began)),
+                });
+            }
+            let pause = now.after(backoff.next(&env));
+            env.sleep_until(pause.min(deadline)).await;
+        };
+        Ok(Self {
+            env,
+            options,
+            marks: SettledMarks::default(),
+            network,
+            layout_servers,
+            view: watch::Sender::new(Arc::new(View::new(published))),
+            reported: Mutex::new(None),
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    /// The newest layout this client knows.
+    pub(crate) fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view.borrow())
+    }
+
+    /// The limits in force.
+    pub(crate) fn limits(&self) -> Limits {
+        self.view.borrow().layout().limits
+    }
+
+    /// Now plus the options' deadline.
+    pub(crate) fn deadline(&self) -> Time {
+        self.env.now().after(self.options.deadline)
+    }
+
+    /// When a message sent now is given up.
+    pub(crate) fn call_deadline(&self, deadline: Time) -> Time {
+        deadline.min(self.env.now().after(self.options.call_timeout))
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Wakes everybody who waits for a layout; nobody is to begin anything any more.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.view.send_modify(|_| {});
+    }
+
+    /// Waits until a layout newer than `epoch` is known, at most until `until`: whether there is one.
+    /// Returns early when the client is closed.
+    pub(crate) async fn newer_than(&self, epoch: Epoch, until: Time) -> bool {
+        let mut views = self.view.subscribe();
+        let newer = views.wait_for(|view| view.epoch() > epoch || self.is_closed());
+        tokio::select! {
+            biased;
+            view = newer => view.is_ok_and(|view| view.epoch() > epoch),
+            () = self.env.sleep_until(until) => false,
+        }
+    }
+
+    /// Tells the layout that `epoch` was met sealed and no later one is known (rule 2).
+    pub(crate) async fn report_sealed(&self, epoch: Epoch, until: Time) {
+        {
+            let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = self.env.now();
+            if reported.is_some_and(|(e, at)| e == epoch && now.since(at) < REPORT_AGAIN) {
+                return;
+            }
+            *reported = Some((epoch, now));
+        }
+        tracing::debug!(%epoch, "reporting a sealed epoch without a successor");
+        let request = Request::Layout(LayoutRequest::ReportSealed { epoch });
+        let message = request.into_message(Bytes::new());
+        for server in &self.layout_servers {
+            let deadline = self.call_deadline(until);
+            match call(&self.network, server, message.clone(), deadline).await {
+                Ok(_) => return,
+                Err(failure) => tracing::debug!(%failure, "report not heard"),
+            }
+        }
+    }
+
+    /// Keeps the layout up to date; runs until it is dropped.
+    pub(crate) async fn follow(self: Arc<Self>) {
+        let (mut turn, mut backoff) = (0, Backoff::default());
+        loop {
+            let server = &self.layout_servers[turn % self.layout_servers.len()];
+            let asked = self.env.now();
+            let deadline = asked.after(LAYOUT_WAIT + self.options.call_timeout);
+            let known = self.view.borrow().epoch();
+            match get(&self.network, server, known, LAYOUT_WAIT, deadline).await {
+                Ok(Got::Layout(published)) => {
+                    backoff.reset();
+                    self.publish(*published);
+                    continue;
+                }
+                Ok(Got::Waiting(_)) if self.env.now().since(asked) >= LAYOUT_WAIT / 2 => {
+                    backoff.reset();
+                    continue;
+                }
+                // A server that does not hold the request must not make this loop busy.
+                Ok(Got::Waiting(_)) => {}
+                Err(failure) => {
+                    tracing::debug!(%failure, "layout server does not answer");
+                    turn += 1;
+                }
+            }
+            self.env.sleep(backoff.next(&self.env)).await;
+        }
+    }
+
+    fn publish(&self, published: Published) {
+        if let Err(error) = published.layout.validate() {
+            tracing::warn!(%error, "layout ignored");
+            return;
+        }
+        let epoch = published.layout.epoch;
+        self.view.send_if_modified(|view| {
+            let newer = epoch > view.epoch();
+            if newer {
+                tracing::debug!(%epoch, start = %published.layout.start, "new layout");
+                *view = Arc::new(View::new(published));
+            }
+            newer
+        });
+    }
+
+    /// Sends an encoded request to a unit.
+    pub(crate) async fn unit_message(
+        &self,
+        unit: &Peer,
+        message: Message,
+        deadline: Time,
+    ) -> Result<(UnitResponse, Bytes), Failure> {
+        match call(&self.network, unit, message, deadline).await? {
+            (Response::Unit(response), body) => Ok((response, body)),
+            _ => Err(garbage(unit, "an answer of another role")),
+        }
+    }
+
+    /// Sends a request without a body to a unit.
+    pub(crate) async fn unit(
+        &self,
+        unit: &Peer,
+        request: UnitRequest,
+        deadline: Time,
+    ) -> Result<(UnitResponse, Bytes), Failure> {
+        let message = Request::Unit(request).into_message(Bytes::new());
+        self.unit_message(unit, message, deadline).await
+    }
+
+    /// Sends a request to the sequencer of `view`.
+    pub(crate) async fn sequencer(
+        &self,
+        view: &View,
+        request: SequencerRequest,
+        deadline: Time,
+    ) -> Result<SequencerResponse, Failure> {
+        let message = Request::Sequencer(request).into_message(Bytes::new());
+        match call(&self.network, view.sequencer(), message, deadline).await? {
+            (Response::Sequencer(response), _) => Ok(response),
+            _ => Err(garbage(view.sequencer(), "an answer of another role")),
+        }
+    }
+
+    /// The settled mark of the last segment's `chain`, as far as known.
+    pub(crate) fn settled(&self, view: &View, segment: usize, chain: usize) -> Position {
+        self.marks.get(view.key(segment, chain))
+    }
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cluster({:?})", self.view.borrow().epoch())
+    }
+}
+
+pub(crate) fn garbage(server: &Peer, why: &'static str) -> Failure {
+    Failure::Garbage {
+        server: server.name.clone(),
+        why,
+    }
+}
+
+enum Got {
+    Layout(Box<Published>),
+    Waiting(String),
+}
+
+async fn get(
+    network: &SharedNetwork,
+    server: &Peer,
+    known: Epoch,
+    wait: Duration,
+    deadline: Time,
+) -> Result<Got, Failure> {
+    let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
+    let request = Request::Layout(LayoutRequest::Get { known, wait_ms });
+    let message = request.into_message(Bytes::new());
+    match call(network, server, message, deadline).await? {
+        (Response::Layout(LayoutResponse::Layout(published)), _)
+            if published.layout.epoch > known =>
+        {
+            Ok(Got::Layout(Box::new(published)))
+        }
+        (Response::Layout(LayoutResponse::Layout(_)), _) => {
+            Ok(Got::Waiting("nothing newer".into()))
+        }
+        (Response::Layout(LayoutResponse::Waiting { why }), _) => Ok(Got::Waiting(why)),
+        _ => Err(garbage(server, "an answer of another role")),
+    }
+}
+
+/// One message and its answer; a refusal is a failure.
+async fn call(
+    network: &SharedNetwork,
+    to: &Peer,
+    message: Message,
+    deadline: Time,
+) -> Result<(Response, Bytes), Failure> {
+    let answer = network.call(to, message, deadline).await;
+    let answer = answer.map_err(|error| Failure::Call {
+        server: to.name.clone(),
+        error,
+    })?;
+    match messages::decode("response", &answer.header) {
+        Ok(Response::Refused(refusal)) => Err(Failure::Refused {
+            server: to.name.clone(),
+            refusal,
+        }),
+        Ok(response) => Ok((response, answer.body)),
+        Err(_) => Err(garbage(to, "an answer that cannot be decoded")),
+    }
+}

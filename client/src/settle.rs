@@ -1,0 +1,329 @@
+//! Settling: drives the pure procedure of `milonga_protocol::settle` over the network.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use milonga_protocol::messages::{Request, Response};
+use milonga_protocol::settle::{SendId, Settle, SettleEnd, SettleSend, Winner};
+use milonga_protocol::{Epoch, Layout, LogError, Position, Target, Time};
+use tokio::sync::Notify;
+
+use crate::cluster::{Cluster, View};
+use crate::retry::{Attempts, Failure};
+
+/// A target by the rules of `layout`: when its epoch has ended it is lowered to the next one's start, for what lies
+/// above may be granted again (rule 23).
+pub(crate) fn lowered(layout: &Layout, target: Target) -> Target {
+    if layout.epoch <= target.epoch {
+        return target;
+    }
+    let later = layout.starts.iter().find(|(e, _)| *e > target.epoch);
+    let start = layout
+        .start_after(target.epoch)
+        // Too long ago to be listed: the first start that is listed is not below the one that counts.
+        .or_else(|| later.map(|(_, start)| *start))
+        .unwrap_or(layout.start);
+    Target {
+        epoch: layout.epoch,
+        to: target.to.min(start),
+    }
+}
+
+/// What to settle: positions that were granted in or before an epoch.
+#[derive(Clone, Debug)]
+pub(crate) enum What {
+    Range(Position, Position),
+    /// Ascending.
+    Positions(Vec<Position>),
+}
+
+impl What {
+    fn span(&self) -> (Position, Position) {
+        match self {
+            Self::Range(from, to) => (*from, *to),
+            Self::Positions(positions) => (
+                positions.first().copied().unwrap_or_default(),
+                positions.last().map_or(Position::ZERO, |last| last.next()),
+            ),
+        }
+    }
+
+    fn begin(&self, layout: &Layout, to: Position) -> Settle {
+        match self {
+            Self::Range(from, _) => Settle::new(layout, *from, to),
+            Self::Positions(positions) => {
+                Settle::positions(layout, positions.iter().copied().filter(|p| *p < to))
+            }
+        }
+    }
+}
+
+/// Settles for one client; of overlapping wishes only one is under way at a time.
+pub(crate) struct Settler {
+    cluster: Arc<Cluster>,
+    ranges: Mutex<Ranges>,
+    changed: Notify,
+}
+
+/// Ranges that [`Ranges::done`] remembers.
+const REMEMBERED: usize = 64;
+
+#[derive(Default)]
+struct Ranges {
+    busy: Vec<(Position, Position)>,
+    /// Settled lately, in whole.
+    done: VecDeque<(Position, Position)>,
+}
+
+impl Settler {
+    pub(crate) fn new(cluster: Arc<Cluster>) -> Self {
+        Self {
+            cluster,
+            ranges: Mutex::default(),
+            changed: Notify::new(),
+        }
+    }
+
+    /// Settles `what`, as far as it is still valid, known from `known.epoch`. Answers the first position that is
+    /// lost on every replica, if there is one.
+    pub(crate) async fn settle(
+        &self,
+        what: What,
+        epoch: Epoch,
+        deadline: Time,
+    ) -> Result<Option<Position>, LogError> {
+        let (from, end) = what.span();
+        let mut attempts = Attempts::new(&self.cluster, deadline);
+        let Some(claim) = self.claim(from, end, &attempts, deadline).await? else {
+            return Ok(None);
+        };
+        metrics::counter!("milonga_client_settles_total").increment(1);
+        tracing::debug!(%from, to = %end, "settling");
+        loop {
+            let view = self.cluster.view();
+            let target = lowered(view.layout(), Target { epoch, to: end });
+            let mut core = what.begin(view.layout(), target.to);
+            let mut found = Found::default();
+            match self.drive(&view, &mut core, &mut found, deadline).await {
+                Ok(()) => {
+                    metrics::counter!("milonga_client_junk_filled_total").increment(found.junk);
+                    if let (What::Range(..), None) = (&what, found.lost) {
+                        self.settled(&view, from, target.to);
+                        claim.done(target.to);
+                    }
+                    return Ok(found.lost);
+                }
+                Err(Stop::NewLayout) => {}
+                Err(Stop::Failed(failure)) => attempts.after(view.epoch(), failure).await?,
+                Err(Stop::Error(error)) => return Err(error),
+            }
+            attempts.check(&"settling of holes")?;
+        }
+    }
+
+    /// One run by one layout.
+    async fn drive(
+        &self,
+        view: &View,
+        core: &mut Settle,
+        found: &mut Found,
+        deadline: Time,
+    ) -> Result<(), Stop> {
+        let mut attempts = Attempts::new(&self.cluster, deadline);
+        let mut calls = FuturesUnordered::new();
+        let mut last = None;
+        loop {
+            while let Some(send) = core.poll_send() {
+                calls.push(self.send(view, send, attempts.call_deadline()));
+            }
+            found.take(core.take_winners());
+            if let Some(end) = core.end() {
+                return ended(view, end, last);
+            }
+            if let Some((id, outcome)) = calls.next().await {
+                core.handle(
+                    id,
+                    match outcome {
+                        Ok(answer) => Ok(answer),
+                        Err(failure) => {
+                            let outcome = as_outcome(&failure);
+                            last = Some(failure);
+                            outcome
+                        }
+                    },
+                );
+                continue;
+            }
+            // Everything that is left failed.
+            match last.take() {
+                Some(failure) => attempts
+                    .after(view.epoch(), failure)
+                    .await
+                    .map_err(Stop::Error)?,
+                None => {
+                    let why = core.waiting().map(|(_, why)| why.to_owned()).next();
+                    let why = why.unwrap_or_else(|| "settling of holes".into());
+                    attempts.check(&why).map_err(Stop::Error)?;
+                    attempts.wait_a_little(view.epoch()).await;
+                }
+            }
+            if self.cluster.view().epoch() > view.epoch() {
+                return Err(Stop::NewLayout);
+            }
+            core.retry();
+        }
+    }
+
+    async fn send(
+        &self,
+        view: &View,
+        send: SettleSend,
+        deadline: Time,
+    ) -> (SendId, Result<(Response, Bytes), Failure>) {
+        let message = Request::Unit(send.request).into_message(send.body);
+        let unit = view.unit(send.unit);
+        let answer = self.cluster.unit_message(unit, message, deadline).await;
+        (
+            send.id,
+            answer.map(|(response, body)| (Response::Unit(response), body)),
+        )
+    }
+
+    /// Everything in `from..to` is settled: chains that were settled up to `from` are now settled up to `to`.
+    fn settled(&self, view: &View, from: Position, to: Position) {
+        let segment = view.last_segment();
+        for chain in 0..view.layout().segments[segment].chains.len() {
+            let key = view.key(segment, chain);
+            if self.cluster.marks.get(key) >= from {
+                self.cluster.marks.raise(key, to);
+            }
+        }
+    }
+
+    /// Waits until nobody else settles any of the range; `None` if somebody did so in the meantime.
+    async fn claim(
+        &self,
+        from: Position,
+        to: Position,
+        attempts: &Attempts<'_>,
+        deadline: Time,
+    ) -> Result<Option<Claim<'_>>, LogError> {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // From here on no change is missed.
+            changed.as_mut().enable();
+            {
+                let mut ranges = self.lock();
+                if from >= to || ranges.done.iter().any(|(f, t)| *f <= from && to <= *t) {
+                    return Ok(None);
+                }
+                if !ranges.busy.iter().any(|(f, t)| *f < to && from < *t) {
+                    ranges.busy.push((from, to));
+                    return Ok(Some(Claim {
+                        settler: self,
+                        range: (from, to),
+                    }));
+                }
+            }
+            attempts.check(&"settling of holes by another call of this client")?;
+            tokio::select! {
+                biased;
+                () = changed => {}
+                () = self.cluster.env.sleep_until(deadline) => {}
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ranges> {
+        // Every change is complete before anything can panic.
+        self.ranges.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A range that is being settled; dropped with the call, so a dropped call holds up nobody.
+struct Claim<'a> {
+    settler: &'a Settler,
+    range: (Position, Position),
+}
+
+impl Claim<'_> {
+    fn done(&self, to: Position) {
+        let mut ranges = self.settler.lock();
+        if ranges.done.len() >= REMEMBERED {
+            ranges.done.pop_front();
+        }
+        ranges.done.push_back((self.range.0, to));
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        let mut ranges = self.settler.lock();
+        if let Some(at) = ranges.busy.iter().position(|range| *range == self.range) {
+            ranges.busy.swap_remove(at);
+        }
+        drop(ranges);
+        self.settler.changed.notify_waiters();
+    }
+}
+
+#[derive(Default)]
+struct Found {
+    junk: u64,
+    lost: Option<Position>,
+}
+
+impl Found {
+    fn take(&mut self, winners: Vec<(Position, Winner)>) {
+        for (position, winner) in winners {
+            match winner {
+                Winner::Junk => self.junk += 1,
+                Winner::Lost => {
+                    self.lost = Some(self.lost.map_or(position, |lost| lost.min(position)));
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+enum Stop {
+    NewLayout,
+    Failed(Failure),
+    Error(LogError),
+}
+
+fn ended(view: &View, end: &SettleEnd, last: Option<Failure>) -> Result<(), Stop> {
+    match end {
+        SettleEnd::Settled => Ok(()),
+        SettleEnd::EpochOver => Err(last.map_or(Stop::NewLayout, Stop::Failed)),
+        SettleEnd::Broken {
+            unit,
+            position,
+            why,
+        } => {
+            let server = view.unit(*unit).name.to_string();
+            tracing::error!(%server, %position, why, "replicas disagree");
+            Err(Stop::Error(LogError::Refused {
+                server,
+                why: format!("position {position}: {why}"),
+            }))
+        }
+        _ => Err(Stop::Error(LogError::Refused {
+            server: "settle".into(),
+            why: "an end that this build does not know".into(),
+        })),
+    }
+}
+
+/// How the core wants to hear of a failure.
+fn as_outcome(failure: &Failure) -> Result<(Response, Bytes), String> {
+    match failure {
+        Failure::Refused { refusal, .. } => Ok((Response::Refused(refusal.clone()), Bytes::new())),
+        other => Err(other.to_string()),
+    }
+}

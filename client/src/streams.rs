@@ -1,0 +1,378 @@
+//! Reading streams: all chains at once, merged by position, never past a hole.
+//!
+//! ```text
+//!            from                          target
+//! chain 0     | 0 . 2 . 4 . 6 . 8          |      complete: 10
+//! chain 1     |   1 . 3 . ? . 7            |      complete: 5, the hole
+//! together    | 0 1 2 3 4                         complete: 5; 6, 7 and 8 are not shown yet
+//! ```
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use milonga_protocol::frame::Message;
+use milonga_protocol::limits::{ITEMS_PER_MESSAGE, LONGEST_WAIT_MS};
+use milonga_protocol::messages::{Body, UnitRequest, UnitResponse};
+use milonga_protocol::plants::{self, Plant};
+use milonga_protocol::{
+    EncodedEntry, Entry, Epoch, LogError, Position, ReadAnswer, StreamId, StreamPart, StreamRead,
+    Target, Time,
+};
+
+use crate::cluster::{View, garbage};
+use crate::read::Reader;
+use crate::retry::{Attempts, Failure};
+use crate::settle::{What, lowered};
+
+/// Room that headers of entries may take beside the payload.
+const LARGEST_BYTES: usize = 8 << 20;
+
+/// What one chain answered.
+struct ChainPart {
+    entries: Vec<(Position, Entry)>,
+    /// Every entry of the streams below it is among `entries`.
+    complete: Position,
+    /// `complete` itself is lost at the unit asked.
+    lost: bool,
+}
+
+/// Asks one chain for some of the streams.
+struct Ask<'a> {
+    segment: usize,
+    chain: usize,
+    streams: &'a [StreamId],
+    part: Option<ChainPart>,
+}
+
+/// Positions asked of every chain.
+#[derive(Clone, Copy)]
+struct Span {
+    from: Position,
+    to: Position,
+    bytes: u32,
+}
+
+/// Why a round gave nothing.
+enum Stop {
+    Failed(Failure),
+    Error(LogError),
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl From<LogError> for Stop {
+    fn from(error: LogError) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl Reader {
+    /// The next part of some streams; see [`milonga_protocol::Log::read_streams`].
+    pub(crate) async fn read_streams(
+        &self,
+        read: &StreamRead,
+        deadline: Time,
+    ) -> Result<StreamPart, LogError> {
+        let mut attempts = Attempts::new(&self.cluster, deadline);
+        loop {
+            let view = self.cluster.view();
+            if view.epoch() < read.target.epoch {
+                attempts.check(&"the layout of the target's epoch")?;
+                let before = Epoch(read.target.epoch.0.saturating_sub(1));
+                self.cluster.newer_than(before, deadline).await;
+                continue;
+            }
+            let target = lowered(view.layout(), read.target);
+            if read.from >= target.to || read.streams.is_empty() {
+                return Ok(StreamPart {
+                    entries: Vec::new(),
+                    complete: read.from.max(target.to),
+                    target,
+                });
+            }
+            match self.round(&view, read, target, deadline).await {
+                Ok(Some(part)) => return Ok(part),
+                Ok(None) => attempts.check(&format_args!("position {}", read.from))?,
+                Err(Stop::Failed(failure)) => attempts.after(view.epoch(), failure).await?,
+                Err(Stop::Error(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// Asks every chain once, and the one that holds the others up a second time. `None`: look again.
+    async fn round(
+        &self,
+        view: &View,
+        read: &StreamRead,
+        target: Target,
+        deadline: Time,
+    ) -> Result<Option<StreamPart>, Stop> {
+        let now = self.cluster.env.now();
+        self.known
+            .saw(view.epoch(), target.to, now, self.hole_age());
+        let segment = view.layout().segment_of(read.from);
+        let chains = view.layout().segments[segment].chains.len();
+        let bytes = read.max_bytes.clamp(1, LARGEST_BYTES) / chains;
+        let span = Span {
+            from: read.from,
+            to: target.to.min(view.layout().end_of(segment)),
+            bytes: u32::try_from(bytes.max(1)).unwrap_or(u32::MAX),
+        };
+        let mut asks: Vec<Ask<'_>> = (0..chains)
+            .flat_map(|chain| {
+                read.streams
+                    .chunks(ITEMS_PER_MESSAGE)
+                    .map(move |streams| Ask {
+                        segment,
+                        chain,
+                        streams,
+                        part: None,
+                    })
+            })
+            .collect();
+        self.ask_all(view, &mut asks, span, 0, deadline).await?;
+        if complete_of(&asks) == span.from && !lost_at(&asks, span.from) {
+            let due = self.hole_is_due(view, span.from);
+            let now = self.cluster.env.now();
+            if due <= now {
+                self.fill(view, span, now, deadline).await?;
+                return Ok(None);
+            }
+            // Only who holds the others up is asked again; it answers when the position is decided.
+            for ask in &mut asks {
+                ask.part = ask.part.take().filter(|part| part.complete > span.from);
+            }
+            let wait = wait_ms(due, now);
+            self.ask_all(view, &mut asks, span, wait, deadline).await?;
+        }
+        if complete_of(&asks) > span.from {
+            return Ok(Some(merged(asks, target)));
+        }
+        if lost_at(&asks, span.from) {
+            return Ok(Some(self.elsewhere(read, target, deadline).await?));
+        }
+        Ok(None)
+    }
+
+    /// Fills in the answers that are missing, all chains at once.
+    async fn ask_all(
+        &self,
+        view: &View,
+        asks: &mut [Ask<'_>],
+        span: Span,
+        wait_ms: u32,
+        deadline: Time,
+    ) -> Result<(), Stop> {
+        let missing = asks.iter_mut().filter(|ask| ask.part.is_none());
+        let parts = join_all(missing.map(async |ask| {
+            let part = self.ask_tail(view, ask, span, wait_ms, deadline).await;
+            part.map(|part| ask.part = Some(part))
+        }));
+        parts.await.into_iter().collect()
+    }
+
+    async fn ask_tail(
+        &self,
+        view: &View,
+        ask: &Ask<'_>,
+        span: Span,
+        wait_ms: u32,
+        deadline: Time,
+    ) -> Result<ChainPart, Stop> {
+        let units = view.chain(ask.segment, ask.chain);
+        let unit = view.unit(*units.last().expect("a chain has replicas"));
+        let request = UnitRequest::ReadStreams {
+            epoch: view.epoch(),
+            streams: ask.streams.to_vec(),
+            from: span.from,
+            to: span.to,
+            max_bytes: span.bytes,
+            wait_ms,
+        };
+        let wait = std::time::Duration::from_millis(u64::from(wait_ms));
+        let options = &self.cluster.options;
+        let call_by = self.cluster.env.now().after(options.call_timeout + wait);
+        let (response, body) = self
+            .cluster
+            .unit(unit, request, call_by.min(deadline))
+            .await?;
+        match response {
+            UnitResponse::Entries {
+                entries,
+                complete,
+                marks,
+            } => {
+                let key = view.key(ask.segment, ask.chain);
+                if self.cluster.marks.get(key) >= span.from {
+                    // The marks speak of what was asked; what lies below is settled as well.
+                    self.cluster.marks.raise(key, marks.settled.min(span.to));
+                }
+                let part = decoded(entries, body, complete.min(span.to), span);
+                Ok(part.map_err(|why| garbage(unit, why))?)
+            }
+            UnitResponse::Trimmed { below } => Err(Stop::Error(LogError::Trimmed {
+                below,
+                from: span.from,
+            })),
+            _ => Err(garbage(unit, "no entries to a read of streams").into()),
+        }
+    }
+
+    /// When the hole at `position` may be filled: below the epoch's start there is nothing to wait for (rule 9).
+    fn hole_is_due(&self, view: &View, position: Position) -> Time {
+        let now = self.cluster.env.now();
+        if view.layout().is_closed(position) {
+            return now;
+        }
+        self.known
+            .since(position)
+            .unwrap_or(now)
+            .after(self.hole_age())
+    }
+
+    fn hole_age(&self) -> std::time::Duration {
+        (4 * self.latency.p99()).max(self.cluster.options.hole_time)
+    }
+
+    /// Settles the hole at the start of `span` together with everything else whose time is up (rule 26).
+    async fn fill(
+        &self,
+        view: &View,
+        span: Span,
+        now: Time,
+        deadline: Time,
+    ) -> Result<(), LogError> {
+        let expired = self.known.older_than(self.hole_age(), now);
+        let to = expired.max(view.layout().start).min(span.to);
+        let what = What::Range(span.from, to.max(span.from.next()));
+        let lost = self.settler.settle(what, view.epoch(), deadline).await?;
+        match lost {
+            Some(position) if position == span.from => Err(LogError::Lost { position }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The first position is lost at its tail: another replica may have it, or the log decides that it is junk.
+    async fn elsewhere(
+        &self,
+        read: &StreamRead,
+        target: Target,
+        deadline: Time,
+    ) -> Result<StreamPart, LogError> {
+        let position = read.from;
+        tracing::debug!(%position, "lost at the tail, asking the other replicas");
+        let mut entries = Vec::new();
+        match self.read_one(position, deadline).await? {
+            ReadAnswer::Data(entry) => {
+                if entry.streams().any(|stream| read.streams.contains(&stream)) {
+                    entries.push((position, entry));
+                }
+            }
+            ReadAnswer::Junk => {}
+            ReadAnswer::Trimmed => {
+                return Err(LogError::Trimmed {
+                    below: position.next(),
+                    from: position,
+                });
+            }
+            ReadAnswer::Unwritten | ReadAnswer::Lost => return Err(LogError::Lost { position }),
+        }
+        Ok(StreamPart {
+            entries,
+            complete: position.next(),
+            target,
+        })
+    }
+}
+
+/// Entries of one answer. Damaged bytes count as lost at that unit.
+fn decoded(
+    listed: Vec<(Position, u32)>,
+    body: Bytes,
+    complete: Position,
+    span: Span,
+) -> Result<ChainPart, &'static str> {
+    let mut body = Body::of(&Message {
+        body,
+        ..Message::default()
+    });
+    let mut entries = Vec::with_capacity(listed.len());
+    let lost = |entries, complete| ChainPart {
+        entries,
+        complete,
+        lost: true,
+    };
+    let mut above = span.from;
+    for (position, len) in listed {
+        if position < above || position >= span.to {
+            return Err("entries out of order or outside of what was asked");
+        }
+        above = position.next();
+        if len == 0 {
+            return Ok(lost(entries, position));
+        }
+        let bytes = body.take(len).ok_or("a short body")?;
+        let entry = EncodedEntry::check(bytes).and_then(|entry| entry.decode(position));
+        match entry {
+            Ok(entry) => entries.push((position, entry)),
+            Err(_) => return Ok(lost(entries, position)),
+        }
+    }
+    Ok(ChainPart {
+        entries,
+        complete,
+        lost: false,
+    })
+}
+
+/// Every entry below it is known: the smallest of all chains (rule 6).
+fn complete_of(asks: &[Ask<'_>]) -> Position {
+    let all = asks.iter().filter_map(|ask| ask.part.as_ref());
+    let all = all.map(|part| part.complete);
+    let complete = if plants::active(Plant::DeliverPastHole) {
+        all.max()
+    } else {
+        all.min()
+    };
+    complete.unwrap_or_default()
+}
+
+fn lost_at(asks: &[Ask<'_>], position: Position) -> bool {
+    let mut parts = asks.iter().filter_map(|ask| ask.part.as_ref());
+    parts.any(|part| part.lost && part.complete == position)
+}
+
+/// One order out of all chains, cut where the first of them is not complete.
+fn merged(asks: Vec<Ask<'_>>, target: Target) -> StreamPart {
+    let complete = complete_of(&asks);
+    let chunked = asks.windows(2).any(|pair| pair[0].chain == pair[1].chain);
+    let mut entries = Vec::with_capacity(
+        asks.iter()
+            .filter_map(|ask| ask.part.as_ref())
+            .map(|part| part.entries.len())
+            .sum(),
+    );
+    for part in asks.into_iter().filter_map(|ask| ask.part) {
+        let shown = part.entries.into_iter();
+        entries.extend(shown.take_while(|(position, _)| *position < complete));
+    }
+    // Runs of ascending positions, one for each chain: what the stable sort is best at.
+    entries.sort_by_key(|(position, _)| *position);
+    if chunked {
+        // An entry of several streams may have come with several parts of a long list of streams.
+        entries.dedup_by_key(|(position, _)| *position);
+    }
+    StreamPart {
+        entries,
+        complete,
+        target,
+    }
+}
+
+fn wait_ms(due: Time, now: Time) -> u32 {
+    let wait = u32::try_from(due.since(now).as_millis()).unwrap_or(u32::MAX);
+    wait.saturating_add(1).min(LONGEST_WAIT_MS)
+}

@@ -1,0 +1,79 @@
+//! Trimming: never above what is settled, on stable storage of every unit before it is reported.
+
+use futures_util::future::try_join_all;
+use milonga_protocol::messages::{SequencerRequest, SequencerResponse, UnitRequest, UnitResponse};
+use milonga_protocol::{LogError, Position, TailOf, Time};
+
+use crate::cluster::{Cluster, View, garbage};
+use crate::retry::{Attempts, Failure};
+use crate::tail::TailChecks;
+
+/// Trims below `below`, or less; answers the mark that every unit has on disk.
+pub(crate) async fn trim(
+    cluster: &Cluster,
+    tails: &TailChecks,
+    below: Position,
+    deadline: Time,
+) -> Result<Position, LogError> {
+    let tail = tails.tail(TailOf::Log).await?;
+    let below = below.min(tail.next);
+    let mut attempts = Attempts::new(cluster, deadline);
+    loop {
+        let view = cluster.view();
+        match attempt(cluster, &view, below, attempts.call_deadline()).await {
+            Ok(mark) => return Ok(mark),
+            Err(failure) => attempts.after(view.epoch(), failure).await?,
+        }
+    }
+}
+
+async fn attempt(
+    cluster: &Cluster,
+    view: &View,
+    below: Position,
+    deadline: Time,
+) -> Result<Position, Failure> {
+    let below = below.min(settled(cluster, view, deadline).await?);
+    let units = view.layout().units.len();
+    let marks = try_join_all((0..units).map(async |index| {
+        let unit = view.unit_at(index);
+        let epoch = view.epoch();
+        let request = UnitRequest::Trim { epoch, below };
+        match cluster.unit(unit, request, deadline).await? {
+            (UnitResponse::Trimmed { below }, _) => Ok(below),
+            _ => Err(garbage(unit, "no mark to a trim")),
+        }
+    }));
+    let mark = marks.await?.into_iter().min().unwrap_or_default();
+    let request = SequencerRequest::Trimmed {
+        epoch: view.epoch(),
+        below: mark,
+    };
+    match cluster.sequencer(view, request, deadline).await? {
+        SequencerResponse::Done => Ok(mark),
+        _ => Err(garbage(view.sequencer(), "a wrong answer to a trim mark")),
+    }
+}
+
+/// Everything below is settled on every chain of the last segment, by what their tails say now. (Older segments lie
+/// below the epoch's start; the leader has settled them, and a unit refuses to trim what is not.)
+async fn settled(cluster: &Cluster, view: &View, deadline: Time) -> Result<Position, Failure> {
+    let segment = view.last_segment();
+    let chains = &view.layout().segments[segment].chains;
+    let marks = try_join_all(chains.iter().enumerate().map(async |(chain, units)| {
+        let tail = view.unit(*units.last().expect("a chain has replicas"));
+        let epoch = view.epoch();
+        match cluster
+            .unit(tail, UnitRequest::Confirm { epoch }, deadline)
+            .await?
+        {
+            (UnitResponse::Serving { marks }, _) => {
+                let key = view.key(segment, chain);
+                cluster.marks.raise(key, marks.settled);
+                Ok(marks.settled)
+            }
+            _ => Err(garbage(tail, "no confirmation")),
+        }
+    }));
+    Ok(marks.await?.into_iter().min().unwrap_or_default())
+}

@@ -1,0 +1,160 @@
+//! Reads of positions, repair, trim.
+
+use milonga_protocol::messages::{Request, UnitRequest};
+use milonga_protocol::{Log, Position, ReadAnswer, TailOf};
+
+use crate::fake::{Fake, Fault, Held};
+use crate::{S, append, client, sleep_ms};
+
+fn text(answer: &ReadAnswer) -> &[u8] {
+    match answer {
+        ReadAnswer::Data(entry) => &entry.payload,
+        other => panic!("no data: {other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_position_answers_one_of_five_in_the_order_asked() {
+    let fake = Fake::new(2, 2);
+    let client = client(&fake).await;
+    for text in ["a", "b", "c"] {
+        append(&client, text).await;
+    }
+    let hole = fake.take_token(&[S]).position;
+    let lost = append(&client, "lost").await;
+    client.settle(hole, hole.next()).await.expect("settled");
+    assert!(fake.lose(lost, |_| true));
+    assert_eq!(client.trim(Position(1)).await, Ok(Position(1)));
+    let asked = vec![
+        lost,
+        Position(2),
+        hole,
+        Position(0),
+        lost.plus(9),
+        Position(1),
+    ];
+    let answers = client.read(asked).await.expect("answers");
+    assert_eq!(answers[0], ReadAnswer::Lost);
+    assert_eq!(text(&answers[1]), b"c");
+    assert_eq!(
+        answers[2..5],
+        [ReadAnswer::Junk, ReadAnswer::Trimmed, ReadAnswer::Unwritten]
+    );
+    assert_eq!(text(&answers[5]), b"b");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_replica_lost_comes_from_another_and_is_given_back() {
+    for place in 0..3 {
+        let fake = Fake::new(1, 3);
+        let client = client(&fake).await;
+        let position = append(&client, "a").await;
+        append(&client, "b").await;
+        fake.lose(position, |p| p == place);
+        // Reads of settled positions take turns among the replicas.
+        for _ in 0..3 {
+            let answers = client.read(vec![position]).await.expect("answers");
+            assert_eq!(text(&answers[0]), b"a");
+        }
+        sleep_ms(&fake, 10).await;
+        let held = fake.held(position);
+        assert!(
+            held.iter().all(|h| matches!(h, Some(Held::Data(_)))),
+            "{held:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_replica_may_have_what_others_lost() {
+    let fake = Fake::new(1, 2);
+    let client = client(&fake).await;
+    let position = append(&client, "a").await;
+    fake.lose(position, |place| place == 1);
+    fake.faults(|to, _| match to.name.as_str() {
+        "unit-1a" => Fault::Unreachable,
+        _ => Fault::None,
+    });
+    let error = client
+        .read(vec![position])
+        .await
+        .expect_err("not lost for sure");
+    assert!(error.is_retryable(), "{error}");
+    fake.no_faults();
+    let answers = client.read(vec![position]).await.expect("answers");
+    assert_eq!(text(&answers[0]), b"a");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_open_hole_is_unwritten_and_a_closed_one_is_decided() {
+    let fake = Fake::new(1, 2);
+    let client = client(&fake).await;
+    let (hole, half) = (fake.take_token(&[S]), fake.take_token(&[S]));
+    append(&client, "a").await;
+    assert!(fake.write(&half, b"half", 1), "only the head has it");
+    let asked = vec![hole.position, half.position];
+    let answers = client.read(asked.clone()).await.expect("answers");
+    assert_eq!(answers, [ReadAnswer::Unwritten, ReadAnswer::Unwritten]);
+    assert!(
+        fake.held(hole.position)[0].is_none(),
+        "a read fills nothing"
+    );
+    fake.reconfigure();
+    sleep_ms(&fake, 10).await;
+    let answers = client.read(asked).await.expect("answers");
+    assert_eq!(answers[0], ReadAnswer::Junk);
+    assert_eq!(text(&answers[1]), b"half");
+    assert!(matches!(fake.held(half.position)[1], Some(Held::Data(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trim_stops_at_the_first_hole_and_reaches_every_unit() {
+    let fake = Fake::new(2, 2);
+    let client = client(&fake).await;
+    for text in ["a", "b", "c"] {
+        append(&client, text).await;
+    }
+    let hole = fake.take_token(&[S]).position;
+    append(&client, "d").await;
+    let mark = client.trim(Position(100)).await.expect("trims");
+    assert!(Position(2) < mark && mark <= hole, "{mark}");
+    assert_eq!(client.trim(Position(1)).await, Ok(mark), "monotone");
+    assert!(fake.world().units.iter().all(|unit| unit.trimmed == mark));
+    let tail = client.tail(TailOf::Log).await.expect("answers");
+    assert_eq!(tail.trimmed, mark);
+}
+
+#[tokio::test(start_paused = true)]
+async fn settling_never_fills_what_was_not_granted() {
+    let fake = Fake::new(2, 2);
+    let client = client(&fake).await;
+    append(&client, "a").await;
+    fake.take_token(&[S]);
+    client
+        .settle(Position::ZERO, Position::MAX)
+        .await
+        .expect("settled");
+    let last = fake
+        .world()
+        .units
+        .iter()
+        .filter_map(|u| u.held.keys().last().copied())
+        .max();
+    assert_eq!(last, Some(Position(1)));
+    assert_eq!(append(&client, "b").await, Position(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn concurrent_wishes_to_settle_share_the_work() {
+    let fake = Fake::new(1, 2);
+    let client = client(&fake).await;
+    for _ in 0..10 {
+        fake.take_token(&[S]);
+    }
+    let settles = (0..20).map(|_| client.settle(Position(0), Position(10)));
+    for settled in futures_util::future::join_all(settles).await {
+        settled.expect("settled");
+    }
+    let is_fill = |r: &Request| matches!(r, Request::Unit(UnitRequest::Fill { .. }));
+    assert_eq!(fake.served(is_fill), 1);
+}

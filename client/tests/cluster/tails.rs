@@ -1,0 +1,139 @@
+//! Tail checks: shared, confirmed, never too old.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use milonga_protocol::messages::{Lease, Request, SequencerRequest, UnitRequest};
+use milonga_protocol::{Epoch, Log, LogError, NewEntry, Position, StreamId, TailOf};
+
+use crate::fake::{Fake, Fault};
+use crate::{S, append, background, client, sleep_ms};
+
+fn is_tail(request: &Request) -> bool {
+    matches!(request, Request::Sequencer(SequencerRequest::Tail { .. }))
+}
+
+fn is_confirm(request: &Request) -> bool {
+    matches!(request, Request::Unit(UnitRequest::Confirm { .. }))
+}
+
+#[tokio::test(start_paused = true)]
+async fn concurrent_calls_share_one_check() {
+    let fake = Fake::new(2, 2);
+    let client = client(&fake).await;
+    append(&client, "a").await;
+    let tails = (0..256).map(|n| {
+        let streams = [S, StreamId::raw(n % 4)];
+        client.tail(TailOf::Streams(streams.into()))
+    });
+    for (n, tail) in join_all(tails).await.into_iter().enumerate() {
+        let tail = tail.expect("no faults");
+        assert_eq!(tail.next, Position(1));
+        assert_eq!(tail.streams.len(), 2);
+        assert_eq!(tail.streams[0].last(), Some(Position(0)));
+        let other = (n % 4 == 1).then_some(Position(0));
+        assert_eq!(tail.streams[1].last(), other);
+    }
+    assert_eq!(fake.served(is_tail), 1);
+    assert_eq!(fake.served(is_confirm), 2, "one chain, both replicas");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_begins_after_a_check_was_sent_waits_for_the_next() {
+    let fake = Fake::new(1, 2);
+    let client = client(&fake).await;
+    fake.faults(|_, request| match is_tail(request) {
+        true => Fault::Delay(Duration::from_millis(50)),
+        false => Fault::None,
+    });
+    // The first check is served at 50 ms, the confirmation at once.
+    let early = background(&fake, client.tail(TailOf::Log));
+    sleep_ms(&fake, 10).await;
+    append(&client, "a").await;
+    let late = client.tail(TailOf::Log).await.expect("no faults");
+    assert_eq!(late.next, Position(1));
+    early.await.expect("no faults");
+    assert_eq!(fake.served(is_tail), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_stands_for_a_confirmation() {
+    let fake = Fake::new(2, 2);
+    let client = client(&fake).await;
+    fake.world().lease = Lease::DirectoryLock;
+    for _ in 0..5 {
+        client.tail(TailOf::Log).await.expect("no faults");
+    }
+    assert_eq!(fake.served(is_confirm), 2, "only before it was known");
+    fake.world().lease = Lease::None;
+    client.tail(TailOf::Log).await.expect("no faults");
+    assert_eq!(
+        fake.served(is_confirm),
+        4,
+        "an unleased answer is confirmed"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sealed_chain_vetoes_the_old_sequencer() {
+    let fake = Fake::new(1, 2);
+    let client = client(&fake).await;
+    append(&client, "a").await;
+    // The old sequencer would still answer.
+    fake.world().units[0].sealed = true;
+    let began = fake.env.now();
+    let tail = client.tail(TailOf::Log).await.expect("in the next epoch");
+    assert_eq!((tail.epoch, tail.next), (Epoch(2), Position(1)));
+    let took = fake.env.now().since(began);
+    assert!(
+        took >= Duration::from_millis(200),
+        "others get time to act first"
+    );
+    assert!(took < Duration::from_millis(300), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_chain_confirms_when_one_is_down() {
+    let fake = Fake::new(2, 2);
+    let client = client(&fake).await;
+    fake.faults(|to, _| match to.name.as_str() {
+        "unit-1b" => Fault::Unreachable,
+        _ => Fault::None,
+    });
+    for _ in 0..4 {
+        client.tail(TailOf::Log).await.expect("chain 2 is whole");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_answers_every_caller_hears_so_by_its_deadline() {
+    let fake = Fake::new(1, 1);
+    let client = client(&fake).await;
+    fake.faults(|_, _| Fault::Silence);
+    let began = fake.env.now();
+    let first = background(&fake, client.tail(TailOf::Log));
+    sleep_ms(&fake, 10_000).await;
+    let second = client.tail(TailOf::Log).await;
+    assert!(matches!(first.await, Err(LogError::Unavailable { .. })));
+    assert!(matches!(second, Err(LogError::Unavailable { .. })));
+    let took = fake.env.now().since(began);
+    assert!(took <= Duration::from_secs(41), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_streams_take_several_messages() {
+    let fake = Fake::new(1, 1);
+    let client = client(&fake).await;
+    let streams: Vec<_> = (0..9_000).map(StreamId::raw).collect();
+    let wanted = [streams[10], streams[8_500]];
+    for stream in wanted {
+        let entry = NewEntry::new([stream], "x");
+        client.append(entry).await.expect("no faults");
+    }
+    let tail = client.tail(TailOf::Streams(streams.into())).await;
+    let tail = tail.expect("no faults");
+    assert_eq!(tail.streams.len(), 9_000);
+    assert_eq!(tail.streams[10].last(), Some(Position(0)));
+    assert_eq!(tail.streams[8_500].last(), Some(Position(1)));
+    assert_eq!(fake.served(is_tail), 3);
+}
