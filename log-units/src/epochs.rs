@@ -1,0 +1,439 @@
+//! Which epoch is served: seal, open, and the fence of every request (rules 1–5, 16).
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use milonga_protocol::messages::{CallId, Marks, Refusal, SealReport, UnitResponse};
+use milonga_protocol::{ClusterId, Epoch, Layout, Position, UnitRange};
+
+use crate::disk::{DiskDone, DiskError, DiskOp};
+use crate::format::{SUPERBLOCK, SUPERBLOCK_BYTES, SUPERBLOCK_NEW};
+use crate::unit::{Op, Unit};
+
+/// The epoch that is served.
+#[derive(Debug)]
+pub(crate) struct Serving {
+    pub(crate) layout: Layout,
+    /// Own ranges, in order of position.
+    pub(crate) ranges: Vec<UnitRange>,
+    /// For each range its first own position that is not durably held here; `to` if all are.
+    pub(crate) decided: Vec<Position>,
+}
+
+/// Where an opening stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OpenStep {
+    /// Waits until nothing of the old epoch is on its way.
+    Drain,
+    /// Stamps the cluster into the superblock.
+    Stamp,
+    /// Waits for the first segment file, so that its absence later is evidence.
+    Segment,
+    /// Voids what the new epoch did not take over.
+    Void,
+    /// Persists the epoch.
+    Persist,
+}
+
+#[derive(Debug)]
+struct Opening {
+    layout: Layout,
+    /// First position that is void, of all epochs up to the persisted one.
+    void_from: Option<Position>,
+    calls: Vec<CallId>,
+    step: OpenStep,
+}
+
+/// State of epochs.
+#[derive(Debug, Default)]
+pub(crate) struct Epochs {
+    serving: Option<Serving>,
+    /// Every epoch below is over.
+    sealed_for: Epoch,
+    opening: Option<Opening>,
+    seals: Vec<(CallId, Epoch)>,
+}
+
+impl Unit {
+    /// The epoch that is served, unless it is sealed.
+    pub(crate) fn serving(&self) -> Option<&Serving> {
+        let serving = self.epochs.serving.as_ref();
+        serving.filter(|s| s.layout.epoch >= self.epochs.sealed_for)
+    }
+
+    /// Highest epoch that is known to be over here.
+    pub(crate) fn over(&self) -> Epoch {
+        let sealed = Epoch(self.epochs.sealed_for.0.saturating_sub(1));
+        let persisted = self.state.durable.epoch;
+        match &self.epochs.serving {
+            Some(_) => sealed.max(Epoch(persisted.0.saturating_sub(1))),
+            None => sealed.max(persisted),
+        }
+    }
+
+    /// Whether a request of `epoch` may have an effect now.
+    pub(crate) fn check(&self, epoch: Epoch) -> Result<&Serving, Refusal> {
+        match self.serving() {
+            Some(serving) if serving.layout.epoch == epoch => Ok(serving),
+            Some(serving) if serving.layout.epoch < epoch => Err(Refusal::NotYet {
+                epoch: serving.layout.epoch,
+            }),
+            _ if epoch <= self.over() => Err(Refusal::Sealed { epoch: self.over() }),
+            _ if self.state.durable.epoch == Epoch::NONE => Err(Refusal::NotOpen),
+            _ => Err(Refusal::NotYet {
+                epoch: self.state.durable.epoch,
+            }),
+        }
+    }
+
+    /// The epoch of what is written now.
+    pub(crate) const fn writing_epoch(&self) -> Epoch {
+        self.state.durable.epoch
+    }
+
+    // ------------------------------------------------------------------------------------------------- marks
+
+    /// Marks of the last range.
+    pub(crate) fn marks(&self) -> Marks {
+        let last = self.epochs.serving.as_ref().map(|s| s.ranges.len());
+        self.marks_of(last.unwrap_or(0).saturating_sub(1))
+    }
+
+    /// Marks of one range. `settled` is its first own position that is not durably held and readable here; `to` of
+    /// the range if there is none. Without ranges (sealed by a restart) it is the settled mark that was stored.
+    pub(crate) fn marks_of(&self, range: usize) -> Marks {
+        let trimmed = self.trimmed();
+        let serving = self.epochs.serving.as_ref();
+        let found = serving.and_then(|s| Some((s.ranges.get(range)?, *s.decided.get(range)?)));
+        let settled = found.map_or(self.mark, |(range, decided)| {
+            let lost = self
+                .index
+                .first_lost(range.from, decided, |p| range.owns(p));
+            lost.unwrap_or(decided)
+        });
+        Marks { settled, trimmed }
+    }
+
+    /// Moves `decided` of each range over what is held now.
+    pub(crate) fn advance_decided(&mut self) {
+        let trimmed = self.trimmed();
+        let Some(serving) = &mut self.epochs.serving else {
+            return;
+        };
+        for (range, decided) in serving.ranges.iter().zip(&mut serving.decided) {
+            let from = range.first_at_or_above(trimmed).max(*decided);
+            let gap = self.index.first_gap(from, range.stripes, range.to);
+            *decided = gap.min(range.to);
+        }
+        // The tail of a chain, written one after the other, knows what is settled: what it has.
+        if let (Some(range), Some(decided)) = (serving.ranges.last(), serving.decided.last())
+            && range.is_tail()
+            && range.to == Position::MAX
+        {
+            self.mark = self.mark.max(*decided);
+        }
+    }
+
+    /// Somebody told the settled mark of this chain. It is believed as far as it can be true: what is settled in the
+    /// active part is durable here.
+    pub(crate) fn raise_mark(&mut self, told: Position) {
+        let Some(serving) = &self.epochs.serving else {
+            return;
+        };
+        let active = match (serving.ranges.last(), serving.decided.last()) {
+            (Some(range), Some(decided)) if range.to == Position::MAX => *decided,
+            _ => Position::ZERO,
+        };
+        let most = serving.layout.start.max(active);
+        self.mark = self.mark.max(told.min(most));
+    }
+
+    // ------------------------------------------------------------------------------------- confirm and settled
+
+    pub(crate) fn confirm(&mut self, call: CallId, epoch: Epoch) {
+        match self.check(epoch).map(|_| ()) {
+            Ok(()) => {
+                let marks = self.marks();
+                self.reply(call, UnitResponse::Serving { marks }, Bytes::new());
+            }
+            Err(refusal) => self.refuse(call, refusal),
+        }
+    }
+
+    pub(crate) fn settled(&mut self, call: CallId, epoch: Epoch, below: Position) {
+        match self.check(epoch).map(|_| ()) {
+            Ok(()) => {
+                self.raise_mark(below);
+                self.reply(call, UnitResponse::Done, Bytes::new());
+            }
+            Err(refusal) => self.refuse(call, refusal),
+        }
+    }
+
+    /// Persists a trim mark. Marks above what is decided here are refused: nothing above the log's settled mark is
+    /// ever trimmed, and what is settled is decided on each replica.
+    pub(crate) fn trim(&mut self, call: CallId, epoch: Epoch, below: Position) {
+        let checked = self.check(epoch).map(|serving| {
+            match (serving.ranges.last(), serving.decided.last()) {
+                // All that this unit has is closed and complete: it cannot judge what lies behind.
+                (Some(range), Some(decided)) if *decided >= range.to => Position::MAX,
+                (_, Some(decided)) => self.mark.max(*decided),
+                _ => Position::MAX,
+            }
+        });
+        let most = match (checked, self.poisoned()) {
+            (Err(refusal), _) | (_, Some(refusal)) => return self.refuse(call, refusal),
+            (Ok(most), None) => most,
+        };
+        if below > most {
+            let why = format!("trim below {below}, but only what is below {most} is settled here");
+            return self.refuse(call, Refusal::Malformed { why });
+        }
+        if below <= self.trimmed() {
+            let below = self.trimmed();
+            return self.reply(call, UnitResponse::Trimmed { below }, Bytes::new());
+        }
+        self.state.want_trim(below, call);
+    }
+
+    // -------------------------------------------------------------------------------------------------- seal
+
+    pub(crate) fn seal(&mut self, call: CallId, epoch: Epoch) {
+        let least = self.state.durable.epoch.next().max(self.epochs.sealed_for);
+        if epoch < least {
+            let epoch = Epoch(least.0.saturating_sub(1));
+            return self.refuse(call, Refusal::Sealed { epoch });
+        }
+        self.epochs.sealed_for = epoch;
+        self.epochs.seals.push((call, epoch));
+        self.refuse_parked();
+    }
+
+    /// Answers seals once nothing is on its way to the disk.
+    pub(crate) fn answer_seals(&mut self) {
+        if self.epochs.seals.is_empty() || !self.writer.is_idle() || self.epochs.opening.is_some() {
+            return;
+        }
+        for (call, epoch) in std::mem::take(&mut self.epochs.seals) {
+            if epoch < self.epochs.sealed_for {
+                let epoch = self.over();
+                self.refuse(call, Refusal::Sealed { epoch });
+                continue;
+            }
+            let report = SealReport {
+                epoch: self.state.durable.epoch,
+                high: self.index.high,
+                marks: self.marks(),
+                streams: self.count_streams(),
+            };
+            self.reply(call, UnitResponse::Sealed(report), Bytes::new());
+        }
+    }
+
+    pub(crate) const fn sealed_for(&self) -> Epoch {
+        self.epochs.sealed_for
+    }
+
+    // -------------------------------------------------------------------------------------------------- open
+
+    pub(crate) fn open(&mut self, call: CallId, layout: Layout, starts: Vec<(Epoch, Position)>) {
+        let epoch = layout.epoch;
+        if self.serving().is_some_and(|s| s.layout.epoch == epoch) {
+            return self.reply(call, UnitResponse::Done, Bytes::new());
+        }
+        if let Some(opening) = &mut self.epochs.opening {
+            if opening.layout.epoch == epoch {
+                opening.calls.push(call);
+            } else {
+                let what = format!("opening epoch {}", opening.layout.epoch);
+                self.refuse(call, Refusal::Busy { what });
+            }
+            return;
+        }
+        if let Some(refusal) = self.poisoned().or_else(|| self.unfit(&layout)) {
+            return self.refuse(call, refusal);
+        }
+        let known: BTreeMap<_, _> = starts.iter().chain(&layout.starts).copied().collect();
+        let persisted = self.state.durable.epoch;
+        let void_from = known
+            .range(persisted.next()..)
+            .next()
+            .map(|(_, start)| *start);
+        // What was served is over, also if nobody sealed it.
+        self.epochs.sealed_for = self.epochs.sealed_for.max(epoch);
+        self.refuse_parked();
+        self.epochs.opening = Some(Opening {
+            layout,
+            void_from,
+            calls: vec![call],
+            step: OpenStep::Drain,
+        });
+    }
+
+    /// Why this unit cannot enter the layout's epoch.
+    fn unfit(&self, layout: &Layout) -> Option<Refusal> {
+        if layout.epoch <= self.over() || layout.epoch <= self.state.durable.epoch {
+            let epoch = self.over().max(self.state.durable.epoch);
+            return Some(Refusal::Sealed { epoch });
+        }
+        if let Err(error) = layout.validate() {
+            let why = error.to_string();
+            return Some(Refusal::Malformed { why });
+        }
+        let identity = |why| Some(Refusal::Identity { why });
+        let known = self.cluster().or(self.config.cluster);
+        if layout.cluster == ClusterId::default() || known.is_some_and(|k| k != layout.cluster) {
+            let known = known.unwrap_or_default();
+            return identity(format!(
+                "this unit belongs to cluster {known}, the layout is of cluster {}",
+                layout.cluster
+            ));
+        }
+        if layout.find_unit(self.superblock.unit).is_none() {
+            return identity(format!(
+                "the layout does not list unit {} ({})",
+                self.superblock.unit, self.superblock.name
+            ));
+        }
+        None
+    }
+
+    /// Goes on with an opening as far as possible.
+    pub(crate) fn go_on_opening(&mut self) {
+        while let Some(step) = self.epochs.opening.as_ref().map(|o| o.step) {
+            let next = match step {
+                OpenStep::Drain if !self.writer.is_idle() || !self.state.is_idle() => return,
+                OpenStep::Drain if self.cluster().is_none() => {
+                    self.set_step(OpenStep::Stamp);
+                    return self.stamp();
+                }
+                OpenStep::Drain => OpenStep::Segment,
+                OpenStep::Stamp => return,
+                OpenStep::Segment => {
+                    if self.index.active.is_none() && self.files.prepared.is_empty() {
+                        return self.await_segment();
+                    }
+                    self.begin_voiding();
+                    OpenStep::Void
+                }
+                OpenStep::Void if self.writer.voiding.is_some() => return,
+                OpenStep::Void => {
+                    let epoch = self.epochs.opening.as_ref().map(|o| o.layout.epoch);
+                    self.state.want_epoch(epoch.unwrap_or_default());
+                    OpenStep::Persist
+                }
+                OpenStep::Persist if !self.state.is_idle() => return,
+                OpenStep::Persist => return self.opened(),
+            };
+            self.set_step(next);
+        }
+    }
+
+    fn set_step(&mut self, step: OpenStep) {
+        if let Some(opening) = &mut self.epochs.opening {
+            opening.step = step;
+        }
+    }
+
+    fn await_segment(&mut self) {
+        if self.files.out_of_space {
+            self.fail_opening(&Refusal::Busy {
+                what: "disk space for the first segment".to_owned(),
+            });
+        } else {
+            self.prepare_segment();
+        }
+    }
+
+    /// A batch without records whose `high` says what is void. Written whenever there is anything in the log: a later
+    /// start must not see old records above it.
+    fn begin_voiding(&mut self) {
+        let from = self.epochs.opening.as_ref().and_then(|o| o.void_from);
+        if let Some(from) = from
+            && self.writer.last_batch > 0
+        {
+            self.writer.voiding = Some(from);
+        }
+    }
+
+    fn opened(&mut self) {
+        let Some(opening) = self.epochs.opening.take() else {
+            return;
+        };
+        let (layout, calls) = (opening.layout, opening.calls);
+        let ranges = layout.ranges_of(self.superblock.unit);
+        let decided = ranges.iter().map(|r| r.first_at_or_above(r.from)).collect();
+        // What is settled is never voided; a mark that somebody told wrongly goes with the void.
+        self.mark = self.mark.min(opening.void_from.unwrap_or(Position::MAX));
+        tracing::info!(epoch = %layout.epoch, start = %layout.start, "open");
+        self.epochs.serving = Some(Serving {
+            layout,
+            ranges,
+            decided,
+        });
+        self.advance_decided();
+        for call in calls {
+            if self.serving().is_some() {
+                self.reply(call, UnitResponse::Done, Bytes::new());
+            } else {
+                // Sealed for a later epoch meanwhile.
+                let epoch = self.over();
+                self.refuse(call, Refusal::Sealed { epoch });
+            }
+        }
+    }
+
+    /// Gives an opening up. It can be asked for again.
+    pub(crate) fn fail_opening(&mut self, refusal: &Refusal) {
+        if let Some(opening) = self.epochs.opening.take() {
+            self.writer.voiding = None;
+            for call in opening.calls {
+                self.refuse(call, refusal.clone());
+            }
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------------- stamp
+
+    fn stamp(&mut self) {
+        let op = DiskOp::Create {
+            name: SUPERBLOCK_NEW.to_owned(),
+            size: SUPERBLOCK_BYTES,
+        };
+        self.submit(Op::Superblock(0), op);
+    }
+
+    pub(crate) fn superblock_done(&mut self, step: u8, result: Result<DiskDone, DiskError>) {
+        let Some(opening) = &self.epochs.opening else {
+            return;
+        };
+        let mut superblock = self.superblock.clone();
+        superblock.cluster = opening.layout.cluster;
+        match (result, step) {
+            (Err(DiskError::Full), _) => self.fail_opening(&Refusal::Busy {
+                what: "disk space for the superblock".to_owned(),
+            }),
+            (Err(error), _) => self.poison(&format!("writing {SUPERBLOCK}: {error}")),
+            (Ok(_), 0) => {
+                let op = DiskOp::WriteAt {
+                    name: SUPERBLOCK_NEW.to_owned(),
+                    offset: 0,
+                    data: vec![superblock.encode().into()],
+                    sync: true,
+                };
+                self.submit(Op::Superblock(1), op);
+            }
+            (Ok(_), 1) => {
+                let op = DiskOp::Rename {
+                    from: SUPERBLOCK_NEW.to_owned(),
+                    to: SUPERBLOCK.to_owned(),
+                };
+                self.submit(Op::Superblock(2), op);
+            }
+            (Ok(_), _) => {
+                self.superblock = superblock;
+                self.set_step(OpenStep::Segment);
+            }
+        }
+    }
+}

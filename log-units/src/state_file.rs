@@ -1,0 +1,140 @@
+//! The state file: epoch, trim mark and what was removed.
+//!
+//! Both slots are written, one after the other, and only then is anything confirmed: so whichever single slot is
+//! damaged later, the other one has it all, and a torn write never touches what was confirmed before.
+
+use milonga_protocol::messages::{CallId, Refusal, UnitResponse};
+use milonga_protocol::{Epoch, Position};
+
+use bytes::Bytes;
+
+use crate::disk::{DiskDone, DiskError, DiskOp};
+use crate::format::{STATE, STATE_SLOT, State, segment_name};
+use crate::unit::{Op, Unit};
+
+/// What is durable, and what is to be.
+#[derive(Debug, Default)]
+pub(crate) struct StateFile {
+    pub(crate) durable: State,
+    /// Epoch and trim mark that were asked for.
+    wanted_epoch: Epoch,
+    wanted_trim: Position,
+    in_flight: Option<State>,
+    last_sequence: u64,
+    /// Trims that wait for their mark.
+    trims: Vec<(CallId, Position)>,
+}
+
+impl StateFile {
+    pub(crate) fn new(durable: State) -> Self {
+        Self {
+            durable,
+            wanted_epoch: durable.epoch,
+            wanted_trim: durable.trim,
+            last_sequence: durable.sequence,
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn want_epoch(&mut self, epoch: Epoch) {
+        self.wanted_epoch = epoch;
+    }
+
+    pub(crate) fn want_trim(&mut self, below: Position, call: CallId) {
+        self.wanted_trim = self.wanted_trim.max(below);
+        self.trims.push((call, below));
+    }
+
+    /// Whether nothing is being written or waits to be.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.in_flight.is_none()
+            && self.wanted_epoch == self.durable.epoch
+            && self.wanted_trim == self.durable.trim
+    }
+
+    /// Gives up what was not written; who waited is returned.
+    pub(crate) fn give_up(&mut self) -> Vec<CallId> {
+        self.in_flight = None;
+        self.wanted_epoch = self.durable.epoch;
+        self.wanted_trim = self.durable.trim;
+        self.trims.drain(..).map(|(call, _)| call).collect()
+    }
+}
+
+impl Unit {
+    /// Writes the state if it is to change.
+    pub(crate) fn write_state(&mut self) {
+        if self.poison.is_some() || self.state.in_flight.is_some() || self.state.is_idle() {
+            return;
+        }
+        let trim = self.state.wanted_trim;
+        let durable = self.state.durable;
+        let (first_segment, removed_batch) = self
+            .index
+            .first_needed(trim)
+            .filter(|(first, _)| *first > durable.first_segment)
+            .unwrap_or((durable.first_segment, durable.removed_batch));
+        let next = State {
+            sequence: self.state.last_sequence + 1,
+            epoch: self.state.wanted_epoch,
+            trim,
+            first_segment,
+            removed_batch,
+        };
+        self.state.last_sequence = next.sequence;
+        self.state.in_flight = Some(next);
+        self.write_slot(0, next);
+    }
+
+    fn write_slot(&mut self, slot: u8, state: State) {
+        let op = DiskOp::WriteAt {
+            name: STATE.to_owned(),
+            offset: u64::from(slot) * STATE_SLOT,
+            data: vec![Bytes::from(state.encode(self.owner()))],
+            sync: true,
+        };
+        self.submit(Op::State(slot), op);
+    }
+
+    pub(crate) fn state_done(&mut self, slot: u8, result: Result<DiskDone, DiskError>) {
+        let Some(state) = self.state.in_flight else {
+            return;
+        };
+        match result {
+            Ok(_) if slot == 0 => self.write_slot(1, state),
+            Ok(_) => self.state_durable(state),
+            Err(DiskError::Full) => {
+                let refusal = Refusal::Busy {
+                    what: "disk space for the unit's state".to_owned(),
+                };
+                for call in self.state.give_up() {
+                    self.refuse(call, refusal.clone());
+                }
+                self.fail_opening(&refusal);
+                self.disk_is_full();
+            }
+            Err(error) => self.poison(&format!("writing {STATE}: {error}")),
+        }
+    }
+
+    fn state_durable(&mut self, state: State) {
+        self.state.durable = state;
+        self.state.in_flight = None;
+        self.index.trim(state.trim);
+        for number in self.index.remove_below(state.first_segment) {
+            self.reader.forget_segment(number);
+            self.remove_file(segment_name(number));
+        }
+        let trims = std::mem::take(&mut self.state.trims);
+        let (done, waiting): (Vec<_>, Vec<_>) = trims
+            .into_iter()
+            .partition(|(_, below)| *below <= state.trim);
+        self.state.trims = waiting;
+        for (call, _) in done {
+            let below = state.trim;
+            self.reply(call, UnitResponse::Trimmed { below }, Bytes::new());
+        }
+        self.advance_decided();
+        self.wake_parked();
+    }
+}

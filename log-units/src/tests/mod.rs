@@ -1,0 +1,9 @@
+//! Tests of the whole unit on the simulated disk.
+
+mod crashes;
+mod damage;
+mod faults;
+mod golden;
+mod requests;
+mod rig;
+mod speed;
