@@ -1,6 +1,7 @@
 //! The client against a model cluster with faults, on paused time.
 
 mod appends;
+mod chaos;
 mod conformance;
 mod fake;
 mod lifetime;
