@@ -2,6 +2,7 @@
 
 mod config;
 mod disk;
+mod host;
 mod lock;
 
 pub use config::{
