@@ -7,6 +7,8 @@
 //! together    | 0 1 2 3 4                         complete: 5; 6, 7 and 8 are not shown yet
 //! ```
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures_util::future::join_all;
 use milonga_protocol::frame::Message;
@@ -23,8 +25,14 @@ use crate::read::Reader;
 use crate::retry::{Attempts, Failure};
 use crate::settle::{What, lowered};
 
-/// Room that headers of entries may take beside the payload.
+/// Most bytes of one part, whatever the caller asks: answers of all chains have to fit frames.
 const LARGEST_BYTES: usize = 8 << 20;
+/// Before a hole is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+/// Positions of each chain that are settled in one go, together with the hole that is in the way. Not more, because
+/// settling moves every entry among them once more.
+const FILLED_TOGETHER: usize = 1_024;
 
 /// What one chain answered.
 struct ChainPart {
@@ -154,6 +162,9 @@ impl Reader {
         if lost_at(&asks, span.from) {
             return Ok(Some(self.elsewhere(read, target, deadline).await?));
         }
+        // A unit that does not hold the request must not make this loop busy.
+        let soon = self.cluster.env.now().after(LOOK_AGAIN).min(deadline);
+        self.cluster.newer_than(view.epoch(), soon).await;
         Ok(None)
     }
 
@@ -192,7 +203,7 @@ impl Reader {
             max_bytes: span.bytes,
             wait_ms,
         };
-        let wait = std::time::Duration::from_millis(u64::from(wait_ms));
+        let wait = Duration::from_millis(u64::from(wait_ms));
         let options = &self.cluster.options;
         let call_by = self.cluster.env.now().after(options.call_timeout + wait);
         let (response, body) = self
@@ -233,7 +244,7 @@ impl Reader {
             .after(self.hole_age())
     }
 
-    fn hole_age(&self) -> std::time::Duration {
+    fn hole_age(&self) -> Duration {
         (4 * self.latency.p99()).max(self.cluster.options.hole_time)
     }
 
@@ -246,7 +257,12 @@ impl Reader {
         deadline: Time,
     ) -> Result<(), LogError> {
         let expired = self.known.older_than(self.hole_age(), now);
-        let to = expired.max(view.layout().start).min(span.to);
+        // One request for each chain: what lies behind waits no longer when its turn comes.
+        let chains = view.layout().segments[view.layout().segment_of(span.from)]
+            .chains
+            .len();
+        let most = span.from.plus((FILLED_TOGETHER * chains) as u64);
+        let to = expired.max(view.layout().start).min(span.to).min(most);
         let what = What::Range(span.from, to.max(span.from.next()));
         let lost = self.settler.settle(what, view.epoch(), deadline).await?;
         match lost {

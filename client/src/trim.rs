@@ -57,7 +57,11 @@ async fn attempt(
 
 /// Everything below is settled on every chain of the last segment, by what their tails say now. (Older segments lie
 /// below the epoch's start; the leader has settled them, and a unit refuses to trim what is not.)
-async fn settled(cluster: &Cluster, view: &View, deadline: Time) -> Result<Position, Failure> {
+pub(crate) async fn settled(
+    cluster: &Cluster,
+    view: &View,
+    deadline: Time,
+) -> Result<Position, Failure> {
     let segment = view.last_segment();
     let chains = &view.layout().segments[segment].chains;
     let marks = try_join_all(chains.iter().enumerate().map(async |(chain, units)| {

@@ -12,6 +12,7 @@ use super::{Appender, Slot};
 use crate::cluster::garbage;
 use crate::retry::{Backoff, Failure, Remedy, pause};
 use crate::settle::What;
+use crate::trim::settled;
 
 /// What one unit's answers leave to do.
 #[derive(Default)]
@@ -169,12 +170,7 @@ impl Appender {
         self.again(left.retry);
         self.resolve_later(left.ask, epoch, part.finish_by);
         if let Some(position) = left.settle_below {
-            let key = part.view.key(part.view.last_segment(), part.chain);
-            let what = What::Range(self.cluster.marks.get(key), position);
-            let settled = self.reader.settler.settle(what, epoch, part.deadline());
-            if let Err(error) = settled.await {
-                tracing::debug!(%error, %position, "not settled below");
-            }
+            self.settle_below(part, position).await;
         }
         if left.again {
             let wait = backoff.next(&self.cluster.env);
@@ -182,6 +178,27 @@ impl Appender {
             self.cluster.newer_than(epoch, until).await;
         }
         !left.again
+    }
+
+    /// Settles everything between what the tails say is settled and `position`. Trouble shows at the next attempt.
+    async fn settle_below(&self, part: &Part, position: Position) {
+        let deadline = part.deadline();
+        let call_by = self.cluster.call_deadline(deadline);
+        let mark = match settled(&self.cluster, &part.view, call_by).await {
+            Ok(mark) => mark.max(part.view.layout().start),
+            Err(failure) => {
+                tracing::debug!(%failure, "marks not known");
+                return;
+            }
+        };
+        let what = What::Range(mark, position);
+        let settled = self
+            .reader
+            .settler
+            .settle(what, part.view.epoch(), deadline);
+        if let Err(error) = settled.await {
+            tracing::debug!(%error, %position, "not settled below");
+        }
     }
 
     /// Every item is durable on every replica.
