@@ -42,9 +42,9 @@ impl UnitConfig {
         }
     }
 
-    /// Bytes of a segment file: whole pages, between 16 KiB and 4 GiB.
+    /// Bytes of a segment file: whole pages, between 8 KiB and 4 GiB.
     pub(crate) fn segment_size(&self) -> u64 {
-        let size = self.segment_bytes.clamp(4 * HEADER_BYTES, 4 << 30);
+        let size = self.segment_bytes.clamp(2 * HEADER_BYTES, 4 << 30);
         size / HEADER_BYTES * HEADER_BYTES
     }
 }

@@ -206,12 +206,32 @@ impl SimDisk {
         after
     }
 
-    /// The system dies, the disk and what it was given live on: a killed process.
+    /// The disk after the process was killed now: what was written is shown, synced or not, and some of what was
+    /// queued was written, too.
     #[must_use]
     pub fn kill(&self, seed: u64) -> Self {
-        let mut after = self.crash(seed);
-        for (name, file) in &self.files {
-            after.files.insert(name.clone(), file.clone());
+        let mut after = Self::new(seed);
+        after.capacity = self.capacity;
+        after.files = self.files.clone();
+        let mut stuck: Vec<FileName> = Vec::new();
+        for (_, op) in &self.queue {
+            let names = names(op);
+            if names.iter().any(|n| stuck.contains(n)) || after.random().is_multiple_of(2) {
+                stuck.extend(names);
+                continue;
+            }
+            let op = match op.clone() {
+                DiskOp::WriteAt {
+                    name, offset, data, ..
+                } => DiskOp::WriteAt {
+                    name,
+                    offset,
+                    data,
+                    sync: false,
+                },
+                other => other,
+            };
+            let _ = after.carry_out(&op);
         }
         after
     }

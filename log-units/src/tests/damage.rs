@@ -1,1 +1,272 @@
+//! Damage is found, never served, and never taken for "unwritten".
 
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use milonga_protocol::messages::*;
+use milonga_protocol::{Epoch, Position};
+
+use super::rig::*;
+use crate::sim::SimDisk;
+use crate::{OpenError, UnitConfig};
+
+fn small() -> UnitConfig {
+    let mut config = config();
+    config.segment_bytes = 8 << 10;
+    config.batch_bytes = 1 << 10;
+    config
+}
+
+/// What each position holds.
+type Contents = BTreeMap<u64, (UnitReadAnswer, Bytes)>;
+
+/// A directory with one full and one active segment, what it holds, and where the last batch lies.
+fn directory() -> (SimDisk, Contents, u64) {
+    let mut rig = Rig::on(SimDisk::new(1), small(), 1);
+    rig.open_epoch(1, 0);
+    let (mut contents, mut position) = (Contents::new(), 0);
+    while rig.fact("segments") != "2" || position % 8 != 0 {
+        let entry = entry(position, position, &[5 + position % 2], 30);
+        let written = rig.write_values(1, &[(position, Some(entry.clone()))]);
+        assert_eq!(answers(&written), [WriteAnswer::Durable]);
+        rig.fill(1, position + 1, position + 2);
+        let data = UnitReadAnswer::Data {
+            len: u32::try_from(entry.len()).unwrap(),
+        };
+        contents.insert(position, (data, entry.bytes().clone()));
+        contents.insert(position + 1, (UnitReadAnswer::Junk, Bytes::new()));
+        position += 2;
+    }
+    let last = contents.len() as u64 - 1;
+    (rig.disk, contents, last)
+}
+
+/// Opens a damaged directory in a new epoch and compares: exact, lost, or (if `may_cut`) unwritten.
+/// Gives the numbers of lost and of cut positions.
+fn compare(disk: SimDisk, contents: &Contents, may_cut: Option<u64>, what: &str) -> (usize, usize) {
+    let mut rig = Rig::on(disk, small(), 2);
+    rig.hello()
+        .unwrap_or_else(|error| panic!("{what}: {error}"));
+    let high = rig.seal(2).high.0;
+    assert_eq!(rig.open_epoch(2, high), ok(UnitResponse::Done), "{what}");
+    let positions: Vec<u64> = contents.keys().copied().collect();
+    let (mut lost, mut cut) = (Vec::new(), 0);
+    // Twice: what was found out stays.
+    for _ in 0..2 {
+        (lost, cut) = (Vec::new(), 0);
+        let Response::Unit(UnitResponse::Values { answers, .. }) = rig.read_full(2, &positions).0
+        else {
+            panic!("{what}");
+        };
+        for (position, answer) in positions.iter().zip(answers) {
+            match answer {
+                UnitReadAnswer::Lost => lost.push(*position),
+                UnitReadAnswer::Unwritten if Some(*position) == may_cut => cut += 1,
+                answer => assert_eq!(answer, contents[position].0, "{what}: position {position}"),
+            }
+        }
+    }
+    let (_, body) = rig.read_full(2, &positions);
+    let expected = contents
+        .iter()
+        .filter(|(p, _)| !lost.contains(p) && (may_cut != Some(**p) || cut == 0));
+    let expected: Vec<u8> = expected
+        .flat_map(|(_, (_, bytes))| bytes.to_vec())
+        .collect();
+    assert_eq!(body, expected, "{what}: other bytes were served");
+    // Streams: nothing is complete past a lost position, whatever stream it was of.
+    let end = contents.len() as u64;
+    let (entries, complete, _) = rig.streams(2, &[5, 6], 0, end);
+    let first = lost
+        .first()
+        .copied()
+        .unwrap_or(if cut > 0 { end - 1 } else { end });
+    assert_eq!(complete, first, "{what}: {lost:?} {entries:?}");
+    (lost.len(), cut)
+}
+
+/// Bits to flip: all of bytes that mean something, some of the zeros.
+fn bits(bytes: &[u8]) -> impl Iterator<Item = u64> + '_ {
+    bytes.iter().enumerate().flat_map(|(at, byte)| {
+        let all = *byte != 0 || (at > 0 && bytes[at - 1] != 0);
+        let (at, count) = (at as u64, if all { 8 } else { u64::from(at % 256 == 0) });
+        (0..count).map(move |bit| at * 8 + bit)
+    })
+}
+
+#[test]
+fn every_flipped_bit_of_a_segment_is_found() {
+    let (disk, contents, last) = directory();
+    let (mut flipped, mut lost, mut cut) = (0, 0, 0);
+    for (name, bytes) in disk.files() {
+        if !name.starts_with("segment-") {
+            continue;
+        }
+        for bit in bits(&bytes) {
+            let mut damaged = disk.clone();
+            damaged.flip_bit(&name, bit);
+            let what = format!("bit {bit} (byte {}) of {name}", bit / 8);
+            let (l, c) = compare(damaged, &contents, Some(last), &what);
+            assert!(l + c <= contents.len(), "{what}");
+            (flipped, lost, cut) = (flipped + 1, lost + l, cut + c);
+        }
+    }
+    println!("{flipped} bits flipped: {lost} positions lost, {cut} cut");
+    assert!(flipped > 15_000 && lost > 1_000 && cut > 100);
+}
+
+#[test]
+fn every_flipped_bit_of_superblock_and_state_is_found() {
+    let (disk, contents, _) = directory();
+    for (name, bytes) in disk.files() {
+        if name != "state" && name != "superblock" {
+            continue;
+        }
+        for bit in bits(&bytes) {
+            let mut damaged = disk.clone();
+            damaged.flip_bit(&name, bit);
+            let what = format!("bit {bit} (byte {}) of {name}", bit / 8);
+            let rig = Rig::on(damaged.clone(), small(), 2);
+            match rig.hello() {
+                // The state has two copies: one flipped bit changes nothing.
+                Ok(hello) => {
+                    assert_eq!(hello.persisted, Epoch(1), "{what}");
+                    compare(damaged, &contents, None, &what);
+                }
+                Err(error) => {
+                    assert_eq!(name, "superblock", "{what}: {error}");
+                    assert!(!error.to_string().is_empty());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_lost_segment_is_lost_and_not_unwritten() {
+    let mut rig = Rig::open(3);
+    let mut contents = BTreeMap::new();
+    for position in 0..150 {
+        contents.insert(position, rig.put(1, position, 5));
+    }
+    let segments: Vec<String> = rig
+        .file_names()
+        .into_iter()
+        .filter(|n| n.ends_with(".log"))
+        .collect();
+    assert!(segments.len() >= 4, "{segments:?}");
+    for (at, name) in segments.iter().enumerate() {
+        for how in 0..3 {
+            let mut disk = rig.disk.clone();
+            match how {
+                0 => assert!(disk.lose_file(name)),
+                1 => disk.overwrite(name, 0, &[0xff; 6_000]),
+                _ => disk.truncate(name, 5_000),
+            }
+            let mut after = Rig::on(disk, config(), 4);
+            let what = format!("{name}, damage {how}");
+            // The last one with records has nothing behind it to tell what it held, nor has an empty one.
+            let hello = match after.hello() {
+                Ok(hello) => hello,
+                Err(error) => {
+                    assert!(at + 2 >= segments.len(), "{what}: {error}");
+                    assert!(
+                        matches!(error, OpenError::Damaged { .. }),
+                        "{what}: {error}"
+                    );
+                    continue;
+                }
+            };
+            assert_eq!(hello.persisted, Epoch(1));
+            let high = after.seal(2).high.0;
+            assert_eq!(high, 150, "{what}");
+            after.open_epoch(2, high);
+            let mut lost = 0;
+            for (position, entry) in &contents {
+                match after.read_one(2, *position) {
+                    (UnitReadAnswer::Lost, _) => lost += 1,
+                    (UnitReadAnswer::Data { .. }, body) => assert_eq!(body, entry.bytes()),
+                    other => panic!("{what}: {other:?} at {position}"),
+                }
+            }
+            let (_, complete, _) = after.streams(2, &[5], 0, 150);
+            assert!(complete < 150 || lost == 0, "{what}");
+            // A settler that finds the value elsewhere repairs, and that survives.
+            for (position, entry) in &contents {
+                let answer = after.write_values(2, &[(*position, Some(entry.clone()))]);
+                assert_eq!(answers(&answer), [WriteAnswer::Durable], "{what}");
+            }
+            let mut repaired = after.restarted(5);
+            repaired.seal(3);
+            repaired.open_epoch(3, high);
+            for (position, entry) in &contents {
+                assert_eq!(repaired.read_one(3, *position).1, entry.bytes(), "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn tails_do_not_lead_over_what_is_lost() {
+    let mut rig = Rig::open(6);
+    for position in 0..150 {
+        rig.put(1, position, 5);
+    }
+    let mut disk = rig.disk.clone();
+    disk.lose_file("segment-0000000000000002.log");
+    let mut rig = Rig::on(disk, config(), 7);
+    rig.seal(2);
+    let collect = UnitRequest::Collect {
+        epoch: Epoch(2),
+        after: None,
+        below: Position(60),
+    };
+    let Response::Unit(UnitResponse::Tails { tails, .. }) = rig.ask(collect) else {
+        panic!("tails");
+    };
+    assert_eq!(tails[0].last.end(), milonga_protocol::ListEnd::Unknown);
+    assert!(tails[0].last.positions().is_empty(), "{tails:?}");
+}
+
+#[test]
+fn an_index_by_footer_and_one_by_scan_are_equal() {
+    let mut rig = Rig::open(8);
+    for position in 0..250 {
+        if position % 7 == 3 {
+            rig.fill(1, position, position + 1);
+        } else {
+            rig.put(1, position, 5 + position % 3);
+        }
+    }
+    let by_footer = rig.restarted(9);
+    let mut disk = rig.disk.kill(10);
+    for name in rig.file_names() {
+        if name.ends_with(".log") {
+            disk.overwrite(&name, SEGMENT - 64, &[0; 64]);
+        }
+    }
+    let by_scan = Rig::on(disk, config(), 9);
+    assert!(by_footer.unit.index.sealed.len() >= 3);
+    let footers = |rig: &Rig| -> Vec<_> {
+        rig.unit
+            .index
+            .sealed
+            .iter()
+            .map(crate::segment_index::Sealed::to_footer)
+            .collect()
+    };
+    assert_eq!(footers(&by_footer), footers(&by_scan));
+    assert_eq!(by_footer.unit.index.high, by_scan.unit.index.high);
+}
+
+#[test]
+fn an_index_takes_sixteen_bytes_per_entry_and_stream() {
+    let mut active = crate::segment_index::Active::new(1, 1);
+    for position in 0..100_000_u64 {
+        let stream = milonga_protocol::StreamId(position % 50);
+        active.add_data(Position(position * 3), 4_096 + position * 200, &[stream]);
+    }
+    let sealed = active.seal(Position(300_000), &[]);
+    let bytes = sealed.memory();
+    assert!(bytes <= 16 * 100_000 + 12 * 50 + 64, "{bytes} bytes");
+}

@@ -1,1 +1,309 @@
+//! Failing, full and foreign disks.
 
+use bytes::Bytes;
+use milonga_protocol::messages::*;
+use milonga_protocol::{EncodedEntry, Entry, EntryId, Epoch, Position, WriterId};
+
+use super::rig::*;
+use crate::sim::SimDisk;
+use crate::{OpenError, UnitConfig};
+
+fn is_poisoned(response: &Response) -> bool {
+    matches!(response, Response::Refused(Refusal::Poisoned { .. }))
+}
+
+#[test]
+fn a_failed_write_or_sync_poisons() {
+    for (seed, sync) in (0..16).flat_map(|seed| [(seed, false), (seed, true)]) {
+        let mut rig = Rig::open(seed);
+        let safe = rig.put(1, 0, 5);
+        if sync {
+            rig.disk.fail_sync(0);
+        } else {
+            rig.disk.fail_write(0);
+        }
+        let entry = entry(1, 1, &[5], 900);
+        let failed = rig.write_values(1, &[(1, Some(entry.clone()))]);
+        assert!(is_poisoned(&failed), "{failed:?}");
+        assert!(is_poisoned(
+            &rig.write_values(1, &[(1, Some(entry.clone()))])
+        ));
+        assert!(is_poisoned(&rig.trim(1, 1)));
+        // What is sure is served; what was on its way is lost, never unwritten.
+        assert_eq!(rig.read_one(1, 0).1, safe.bytes());
+        assert_eq!(rig.read_one(1, 1).0, UnitReadAnswer::Lost);
+        assert_eq!(rig.read_one(1, 2).0, UnitReadAnswer::Unwritten);
+        let confirmed = rig.ask(UnitRequest::Confirm { epoch: Epoch(1) });
+        assert_eq!(marks(&confirmed).settled, Position(1));
+        let (entries, complete, _) = rig.streams(1, &[5], 0, 9);
+        assert_eq!((entries.len(), complete), (2, 1), "{entries:?}");
+        assert_eq!(rig.seal(2).high, Position(2));
+        assert!(is_poisoned(&rig.open_epoch(2, 2)));
+        assert_eq!(rig.fact("state"), "poisoned");
+        // A restart looks at the disk. What it shows from then on, it shows for ever, also after a loss of power:
+        // what the system had in memory and never wrote is written again first.
+        let mut again = rig.restarted(seed);
+        again.open_epoch(2, 2);
+        let shown = again.read_one(2, 1);
+        assert!(matches!(
+            shown.0,
+            UnitReadAnswer::Data { .. } | UnitReadAnswer::Unwritten
+        ));
+        let mut later = again.after_crash(seed);
+        later.open_epoch(3, 2);
+        assert_eq!(later.read_one(3, 1), shown, "seed {seed}");
+        assert_eq!(later.read_one(3, 0).1, safe.bytes());
+    }
+}
+
+#[test]
+fn a_last_batch_that_cannot_be_written_again_is_lost() {
+    let mut rig = Rig::open(1);
+    rig.put(1, 0, 5);
+    rig.put(1, 1, 5);
+    let mut disk = rig.disk.kill(1);
+    disk.fail_write(0);
+    let mut rig = Rig::on(disk, config(), 1);
+    assert_eq!(rig.fact("state"), "poisoned");
+    assert_eq!(rig.seal(2).high, Position(2));
+    assert_eq!(rig.fact("lost"), "1");
+}
+
+fn reserved(position: u64) -> EncodedEntry {
+    let entry = Entry {
+        id: EntryId {
+            writer: WriterId(9),
+            sequence: position,
+        },
+        links: vec![],
+        payload: Bytes::from_static(&[7; 300]),
+    };
+    EncodedEntry::encode(Position(position), &entry, true)
+}
+
+#[test]
+fn a_full_disk_refuses_ordinary_data_until_there_is_space_again() {
+    let mut rig = Rig::open(2);
+    let ordinary = |rig: &mut Rig, position| {
+        let entry = entry(position, 1, &[5], 300);
+        answers(&rig.write_values(1, &[(position, Some(entry))]))[0]
+    };
+    let mut position = 0;
+    for round in 0..5 {
+        assert_eq!(
+            ordinary(&mut rig, position),
+            WriteAnswer::Durable,
+            "round {round}"
+        );
+        position += 1;
+        // Below the soft reserve: found out within a second of writing.
+        rig.disk.set_free(1000);
+        rig.pass(1_100);
+        ordinary(&mut rig, position);
+        position += 1;
+        assert_eq!(
+            ordinary(&mut rig, position),
+            WriteAnswer::Full,
+            "round {round}"
+        );
+        assert_eq!(rig.fact("state"), "full");
+        // Junk and flagged entries go on, so does the unit's own state.
+        let answer = rig.write_values(1, &[(position, Some(reserved(position)))]);
+        assert_eq!(answers(&answer), [WriteAnswer::Durable]);
+        assert_eq!(rig.fill(1, position + 1, position + 3).len(), 2);
+        position += 3;
+        assert!(matches!(
+            rig.trim(1, round),
+            Response::Unit(UnitResponse::Trimmed { .. })
+        ));
+        rig.disk.set_free(1 << 30);
+        rig.pass(300);
+        rig.pass(300);
+    }
+    assert_eq!(ordinary(&mut rig, position), WriteAnswer::Durable);
+}
+
+#[test]
+fn when_even_the_reserve_is_full_nothing_is_forgotten() {
+    let mut rig = Rig::open(3);
+    rig.put(1, 0, 5);
+    rig.disk.set_free(0);
+    rig.pass(1_100);
+    let mut durable = 1;
+    loop {
+        let answer = rig.write_values(1, &[(durable, Some(reserved(durable)))]);
+        match answers(&answer)[..] {
+            [WriteAnswer::Durable] => durable += 1,
+            [WriteAnswer::Full] => break,
+            ref other => panic!("{other:?}"),
+        }
+        assert!(durable < 1_000);
+    }
+    // Two segments' worth: the active one and the prepared one.
+    assert!(durable > 40, "{durable}");
+    assert_eq!(rig.read_one(1, durable).0, UnitReadAnswer::Unwritten);
+    assert!(rig.fill(1, durable, durable + 2).len() <= 2);
+    // A trim frees whole segments, and all goes on.
+    assert!(matches!(
+        rig.trim(1, durable - 2),
+        Response::Unit(UnitResponse::Trimmed { .. })
+    ));
+    for _ in 0..4 {
+        rig.pass(300);
+    }
+    let answer = rig.write_values(1, &[(durable + 5, Some(reserved(durable + 5)))]);
+    assert_eq!(answers(&answer), [WriteAnswer::Durable]);
+    assert_eq!(
+        rig.read_one(1, durable - 1).1,
+        reserved(durable - 1).bytes()
+    );
+    let mut rig = rig.restarted(4);
+    rig.open_epoch(2, durable + 6);
+    assert_eq!(
+        rig.read_one(2, durable - 1).1,
+        reserved(durable - 1).bytes()
+    );
+    assert_eq!(rig.fact("lost_span"), "0");
+}
+
+#[test]
+fn a_disk_without_room_for_a_segment_says_so() {
+    let mut rig = Rig::new(5);
+    rig.disk.set_free(6_000);
+    let answer = rig.open_epoch(1, 0);
+    assert!(
+        matches!(answer, Response::Refused(Refusal::Busy { .. })),
+        "{answer:?}"
+    );
+    rig.disk.set_free(1 << 30);
+    rig.pass(300);
+    assert_eq!(rig.open_epoch(1, 0), ok(UnitResponse::Done));
+}
+
+#[test]
+fn an_unreadable_file_is_lost_not_unwritten() {
+    let mut rig = Rig::open(6);
+    for position in 0..100 {
+        rig.put(1, position, 5);
+    }
+    let mut config = config();
+    config.cache_bytes = 0;
+    let mut rig = Rig::on(rig.disk.kill(1), config, 6);
+    rig.open_epoch(2, 100);
+    rig.disk
+        .fail_reads_of(Some("segment-0000000000000001.log".to_owned()));
+    assert_eq!(rig.read_one(2, 3).0, UnitReadAnswer::Lost);
+    assert!(matches!(rig.read_one(2, 99).0, UnitReadAnswer::Data { .. }));
+    assert_eq!(rig.fact("lost_on_read"), "1");
+    let (entries, complete, _) = rig.streams(2, &[5], 3, 100);
+    assert_eq!((entries[0], complete), ((3, 0), 3));
+}
+
+#[test]
+fn foreign_and_newer_directories_are_refused() {
+    let rig = {
+        let mut rig = Rig::open(7);
+        rig.put(1, 0, 5);
+        rig
+    };
+    let refused = |change: &dyn Fn(&mut Vec<(String, Vec<u8>)>)| {
+        let mut files = rig.disk.files();
+        change(&mut files);
+        files.sort();
+        let before = files.clone();
+        let after = Rig::on(SimDisk::with_files(1, files), config(), 1);
+        assert!(after.disk.files() == before, "nothing is changed");
+        after.hello().expect_err("refused")
+    };
+    let error = refused(&|files| files.push(("photo.jpg".into(), vec![1])));
+    assert!(matches!(error, OpenError::Foreign { .. }), "{error}");
+    let error = refused(&|files| files.retain(|f| f.0 != "superblock"));
+    assert!(error.to_string().contains("no superblock"), "{error}");
+    let error = refused(&|files| files.retain(|f| f.0 != "state"));
+    assert!(error.to_string().contains("missing"), "{error}");
+    let error = refused(&|files| files.retain(|f| !f.0.ends_with(".log")));
+    assert!(error.to_string().contains("missing"), "{error}");
+    let error = refused(&|files| {
+        let state = files.iter_mut().find(|f| f.0 == "state").unwrap();
+        state.1.fill(0);
+    });
+    assert!(error.to_string().contains("old copy"), "{error}");
+    let error = refused(&|files| {
+        let superblock = files.iter_mut().find(|f| f.0 == "superblock").unwrap();
+        let bytes = &mut superblock.1;
+        bytes[8] = 2;
+        let len = 16 + u32::from_le_bytes(bytes[12..16].try_into().unwrap()) as usize;
+        let crc = crc32c::crc32c(&bytes[..len]);
+        bytes[len..len + 4].copy_from_slice(&crc.to_le_bytes());
+    });
+    assert!(error.to_string().contains("upgrade"), "{error}");
+    let mut config: UnitConfig = config();
+    config.name = "unit-2b".into();
+    let other = Rig::on(rig.disk.kill(1), config, 1);
+    assert!(other.hello().unwrap_err().to_string().contains("unit-1a"));
+    // A segment of another unit never verifies, whatever its name.
+    let mut stranger = crate::tests::rig::config();
+    stranger.new_id.0 += 1;
+    let mut stranger = Rig::on(SimDisk::new(1), stranger, 99);
+    let mut theirs = layout(1, 0, 1, 1, 0, 0);
+    theirs.units[0].id.0 = ME.0 + 1;
+    stranger.open_layout(theirs, vec![]);
+    stranger.put(1, 0, 5);
+    let error = refused(&|files| {
+        let theirs = stranger.disk.files();
+        let segment = theirs.iter().find(|f| f.0.ends_with("1.log")).unwrap();
+        files.iter_mut().find(|f| f.0 == segment.0).unwrap().1 = segment.1.clone();
+    });
+    assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
+}
+
+#[test]
+fn making_the_directory_may_be_interrupted_anywhere() {
+    let mut steps = 0;
+    for at in 0..60 {
+        let mut rig = Rig::recovering(SimDisk::new(at), config(), at);
+        let mut opening = false;
+        for _ in 0..at {
+            rig.step();
+            if rig.unit.hello().is_some() && !opening {
+                opening = true;
+                rig.send(
+                    UnitRequest::Open {
+                        layout: layout(1, 0, 1, 1, 0, 0),
+                        starts: vec![],
+                    },
+                    Bytes::new(),
+                );
+            }
+        }
+        for seed in 0..8 {
+            steps += 1;
+            let disk = if seed < 6 {
+                rig.disk.crash(seed)
+            } else {
+                rig.disk.kill(seed)
+            };
+            let mut after = Rig::on(disk, config(), seed);
+            let hello = after
+                .hello()
+                .unwrap_or_else(|error| panic!("{at}, {seed}: {error}"));
+            let next = hello.persisted.0 + 1;
+            assert_eq!(
+                after.open_epoch(next, 0),
+                ok(UnitResponse::Done),
+                "{at}, {seed}"
+            );
+            after.put(next, 0, 5);
+        }
+    }
+    println!("{steps} interrupted beginnings");
+}
+
+#[test]
+fn requests_before_the_directory_is_read_are_refused() {
+    let mut rig = Rig::recovering(SimDisk::new(1), config(), 1);
+    let call = rig.send(UnitRequest::Confirm { epoch: Epoch(1) }, Bytes::new());
+    rig.poll();
+    assert_eq!(rig.replies[&call].0, Response::Refused(Refusal::NotOpen));
+    assert!(rig.unit.hello().is_none());
+}
