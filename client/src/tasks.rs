@@ -14,7 +14,8 @@ pub(crate) struct Tasks {
 #[derive(Default)]
 struct Running {
     next: u64,
-    tasks: BTreeMap<u64, Task>,
+    /// `None` while a task is being started.
+    tasks: BTreeMap<u64, Option<Task>>,
     stopped: bool,
 }
 
@@ -32,17 +33,21 @@ impl Tasks {
         name: &'static str,
         future: impl Future<Output = ()> + Send + 'static,
     ) {
-        // Held until the task is listed: it takes itself off the list only after that.
-        let mut running = self.lock();
-        if running.stopped {
-            return;
-        }
-        let number = running.next;
-        running.next += 1;
+        let number = {
+            let mut running = self.lock();
+            if running.stopped {
+                return;
+            }
+            let number = running.next;
+            running.next += 1;
+            running.tasks.insert(number, None);
+            number
+        };
         let listed = Listed {
             tasks: Arc::clone(self),
             number,
         };
+        // Not under the lock: a runtime that is shutting down drops the future, and with it `listed`, at once.
         let task = self.env.spawn(
             name,
             Box::pin(async move {
@@ -50,7 +55,22 @@ impl Tasks {
                 future.await;
             }),
         );
-        running.tasks.insert(number, task);
+        let stopped = {
+            let mut running = self.lock();
+            match running.tasks.get_mut(&number) {
+                Some(place) => {
+                    *place = Some(task);
+                    return;
+                }
+                None => running.stopped,
+            }
+        };
+        if stopped {
+            drop(task);
+        } else {
+            // It has ended already.
+            task.detach();
+        }
     }
 
     /// Stops all tasks; later ones do not start.
@@ -79,7 +99,7 @@ struct Listed {
 impl Drop for Listed {
     fn drop(&mut self) {
         let task = self.tasks.lock().tasks.remove(&self.number);
-        if let Some(task) = task {
+        if let Some(task) = task.flatten() {
             task.detach();
         }
     }

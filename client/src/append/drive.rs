@@ -208,6 +208,8 @@ impl Appender {
         self.reader.latency.record(time, count);
         metrics::counter!("milonga_client_appends_total").increment(count as u64);
         metrics::histogram!("milonga_client_append_seconds").record(time.as_secs_f64());
+        let p99 = self.reader.latency.p99();
+        metrics::gauge!("milonga_client_append_p99_seconds").set(p99.as_secs_f64());
         for item in &mut part.items {
             item.done();
         }

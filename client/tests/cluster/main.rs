@@ -3,6 +3,7 @@
 mod appends;
 mod chaos;
 mod conformance;
+mod cores;
 mod fake;
 mod lifetime;
 mod reads;
