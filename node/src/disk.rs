@@ -387,4 +387,51 @@ mod tests {
             );
         }
     }
+
+    /// A small file system of its own; `None` if this process may not mount.
+    struct SmallDisk(tempfile::TempDir);
+
+    impl SmallDisk {
+        fn mount(size: &str) -> Option<Self> {
+            let dir = tempfile::tempdir().unwrap();
+            let options = format!("size={size}");
+            let mut mount = std::process::Command::new("mount");
+            mount.args(["-t", "tmpfs", "-o", &options, "tmpfs"]);
+            let output = mount.arg(dir.path()).output();
+            output.is_ok_and(|o| o.status.success()).then(|| Self(dir))
+        }
+    }
+
+    impl Drop for SmallDisk {
+        fn drop(&mut self) {
+            let mut umount = std::process::Command::new("umount");
+            let done = umount.arg("--lazy").arg(self.0.path()).status();
+            assert!(done.unwrap().success());
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_told_apart_and_goes_on_when_space_is_back() {
+        let Some(small) = SmallDisk::mount("4m") else {
+            println!("skipped: cannot mount a small tmpfs here (needs root)");
+            return;
+        };
+        let mut rig = Rig::open(small.0.path());
+        assert_eq!(rig.run(create("a", 2 << 20)), Ok(DiskDone::Done));
+        assert_eq!(rig.run(create("b", 3 << 20)), Err(DiskError::Full));
+        let only_a = DiskDone::Files(vec![("a".into(), 2 << 20)]);
+        assert_eq!(
+            rig.run(DiskOp::List),
+            Ok(only_a),
+            "a failed create leaves nothing"
+        );
+        let Ok(DiskDone::Space(free)) = rig.run(DiskOp::Space) else {
+            panic!("free space is known");
+        };
+        assert!((1 << 20..=2 << 20).contains(&free), "{free}");
+        assert_eq!(rig.run(write("a", 0, &["x"], true)), Ok(DiskDone::Done));
+        let remove = DiskOp::Remove { name: "a".into() };
+        assert_eq!(rig.run(remove), Ok(DiskDone::Done));
+        assert_eq!(rig.run(create("b", 3 << 20)), Ok(DiskDone::Done));
+    }
 }
