@@ -10,7 +10,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::future::try_join_all;
 use milonga_protocol::frame::Message;
 use milonga_protocol::limits::{ITEMS_PER_MESSAGE, LONGEST_WAIT_MS};
 use milonga_protocol::messages::{Body, UnitRequest, UnitResponse};
@@ -36,6 +36,7 @@ const FILLED_TOGETHER: usize = 1_024;
 
 /// What one chain answered.
 struct ChainPart {
+    chain: usize,
     entries: Vec<(Position, Entry)>,
     /// Every entry of the streams below it is among `entries`.
     complete: Position,
@@ -44,11 +45,12 @@ struct ChainPart {
 }
 
 /// Asks one chain for some of the streams.
+#[derive(Clone, Copy)]
 struct Ask<'a> {
     segment: usize,
     chain: usize,
     streams: &'a [StreamId],
-    part: Option<ChainPart>,
+    wait_ms: u32,
 }
 
 /// Positions asked of every chain.
@@ -110,7 +112,10 @@ impl Reader {
         }
     }
 
-    /// Asks every chain once, and the one that holds the others up a second time. `None`: look again.
+    /// Asks every chain once. `None`: look again.
+    ///
+    /// If the first position is not decided yet there is nothing to deliver, so the unit that holds it keeps the
+    /// request until it is, or until the hole may be filled; the others answer at once.
     async fn round(
         &self,
         view: &View,
@@ -121,76 +126,53 @@ impl Reader {
         let now = self.cluster.env.now();
         self.known
             .saw(view.epoch(), target.to, now, self.hole_age());
-        let segment = view.layout().segment_of(read.from);
-        let chains = view.layout().segments[segment].chains.len();
+        let index = view.layout().segment_of(read.from);
+        let segment = &view.layout().segments[index];
+        let chains = segment.chains.len();
         let bytes = read.max_bytes.clamp(1, LARGEST_BYTES) / chains;
         let span = Span {
             from: read.from,
-            to: target.to.min(view.layout().end_of(segment)),
+            to: target.to.min(view.layout().end_of(index)),
             bytes: u32::try_from(bytes.max(1)).unwrap_or(u32::MAX),
         };
-        let mut asks: Vec<Ask<'_>> = (0..chains)
-            .flat_map(|chain| {
-                read.streams
-                    .chunks(ITEMS_PER_MESSAGE)
-                    .map(move |streams| Ask {
-                        segment,
-                        chain,
-                        streams,
-                        part: None,
-                    })
+        let (owner, wait) = (
+            segment.chain_of(span.from),
+            wait_ms(self.hole_is_due(view, span.from), now),
+        );
+        let asks = (0..chains).flat_map(|chain| {
+            let wait_ms = if chain == owner { wait } else { 0 };
+            let streams = read.streams.chunks(ITEMS_PER_MESSAGE);
+            streams.map(move |streams| Ask {
+                segment: index,
+                chain,
+                streams,
+                wait_ms,
             })
-            .collect();
-        self.ask_all(view, &mut asks, span, 0, deadline).await?;
-        if complete_of(&asks) == span.from && !lost_at(&asks, span.from) {
-            let due = self.hole_is_due(view, span.from);
-            let now = self.cluster.env.now();
-            if due <= now {
-                self.fill(view, span, now, deadline).await?;
-                return Ok(None);
-            }
-            // Only who holds the others up is asked again; it answers when the position is decided.
-            for ask in &mut asks {
-                ask.part = ask.part.take().filter(|part| part.complete > span.from);
-            }
-            let wait = wait_ms(due, now);
-            self.ask_all(view, &mut asks, span, wait, deadline).await?;
+        });
+        let asked = try_join_all(asks.map(|ask| self.ask_tail(view, ask, span, deadline)));
+        let parts = asked.await?;
+        if complete_of(&parts) > span.from {
+            return Ok(Some(merged(parts, target)));
         }
-        if complete_of(&asks) > span.from {
-            return Ok(Some(merged(asks, target)));
-        }
-        if lost_at(&asks, span.from) {
+        if lost_at(&parts, span.from) {
             return Ok(Some(self.elsewhere(read, target, deadline).await?));
         }
-        // A unit that does not hold the request must not make this loop busy.
-        let soon = self.cluster.env.now().after(LOOK_AGAIN).min(deadline);
-        self.cluster.newer_than(view.epoch(), soon).await;
+        let now = self.cluster.env.now();
+        if self.hole_is_due(view, span.from) <= now {
+            self.fill(view, span, now, deadline).await?;
+        } else {
+            // A unit that does not hold the request must not make this loop busy.
+            let soon = now.after(LOOK_AGAIN).min(deadline);
+            self.cluster.newer_than(view.epoch(), soon).await;
+        }
         Ok(None)
-    }
-
-    /// Fills in the answers that are missing, all chains at once.
-    async fn ask_all(
-        &self,
-        view: &View,
-        asks: &mut [Ask<'_>],
-        span: Span,
-        wait_ms: u32,
-        deadline: Time,
-    ) -> Result<(), Stop> {
-        let missing = asks.iter_mut().filter(|ask| ask.part.is_none());
-        let parts = join_all(missing.map(async |ask| {
-            let part = self.ask_tail(view, ask, span, wait_ms, deadline).await;
-            part.map(|part| ask.part = Some(part))
-        }));
-        parts.await.into_iter().collect()
     }
 
     async fn ask_tail(
         &self,
         view: &View,
-        ask: &Ask<'_>,
+        ask: Ask<'_>,
         span: Span,
-        wait_ms: u32,
         deadline: Time,
     ) -> Result<ChainPart, Stop> {
         let units = view.chain(ask.segment, ask.chain);
@@ -201,9 +183,9 @@ impl Reader {
             from: span.from,
             to: span.to,
             max_bytes: span.bytes,
-            wait_ms,
+            wait_ms: ask.wait_ms,
         };
-        let wait = Duration::from_millis(u64::from(wait_ms));
+        let wait = Duration::from_millis(u64::from(ask.wait_ms));
         let options = &self.cluster.options;
         let call_by = self.cluster.env.now().after(options.call_timeout + wait);
         let (response, body) = self
@@ -221,7 +203,7 @@ impl Reader {
                     // The marks speak of what was asked; what lies below is settled as well.
                     self.cluster.marks.raise(key, marks.settled.min(span.to));
                 }
-                let part = decoded(entries, body, complete.min(span.to), span);
+                let part = decoded(ask.chain, entries, body, complete.min(span.to), span);
                 Ok(part.map_err(|why| garbage(unit, why))?)
             }
             UnitResponse::Trimmed { below } => Err(Stop::Error(LogError::Trimmed {
@@ -306,6 +288,7 @@ impl Reader {
 
 /// Entries of one answer. Damaged bytes count as lost at that unit.
 fn decoded(
+    chain: usize,
     listed: Vec<(Position, u32)>,
     body: Bytes,
     complete: Position,
@@ -317,6 +300,7 @@ fn decoded(
     });
     let mut entries = Vec::with_capacity(listed.len());
     let lost = |entries, complete| ChainPart {
+        chain,
         entries,
         complete,
         lost: true,
@@ -338,6 +322,7 @@ fn decoded(
         }
     }
     Ok(ChainPart {
+        chain,
         entries,
         complete,
         lost: false,
@@ -345,9 +330,8 @@ fn decoded(
 }
 
 /// Every entry below it is known: the smallest of all chains (rule 6).
-fn complete_of(asks: &[Ask<'_>]) -> Position {
-    let all = asks.iter().filter_map(|ask| ask.part.as_ref());
-    let all = all.map(|part| part.complete);
+fn complete_of(parts: &[ChainPart]) -> Position {
+    let all = parts.iter().map(|part| part.complete);
     let complete = if plants::active(Plant::DeliverPastHole) {
         all.max()
     } else {
@@ -356,22 +340,19 @@ fn complete_of(asks: &[Ask<'_>]) -> Position {
     complete.unwrap_or_default()
 }
 
-fn lost_at(asks: &[Ask<'_>], position: Position) -> bool {
-    let mut parts = asks.iter().filter_map(|ask| ask.part.as_ref());
-    parts.any(|part| part.lost && part.complete == position)
+fn lost_at(parts: &[ChainPart], position: Position) -> bool {
+    parts
+        .iter()
+        .any(|part| part.lost && part.complete == position)
 }
 
 /// One order out of all chains, cut where the first of them is not complete.
-fn merged(asks: Vec<Ask<'_>>, target: Target) -> StreamPart {
-    let complete = complete_of(&asks);
-    let chunked = asks.windows(2).any(|pair| pair[0].chain == pair[1].chain);
-    let mut entries = Vec::with_capacity(
-        asks.iter()
-            .filter_map(|ask| ask.part.as_ref())
-            .map(|part| part.entries.len())
-            .sum(),
-    );
-    for part in asks.into_iter().filter_map(|ask| ask.part) {
+fn merged(parts: Vec<ChainPart>, target: Target) -> StreamPart {
+    let complete = complete_of(&parts);
+    let chunked = parts.windows(2).any(|pair| pair[0].chain == pair[1].chain);
+    let most = parts.iter().map(|part| part.entries.len()).sum();
+    let mut entries = Vec::with_capacity(most);
+    for part in parts {
         let shown = part.entries.into_iter();
         entries.extend(shown.take_while(|(position, _)| *position < complete));
     }
@@ -388,7 +369,11 @@ fn merged(asks: Vec<Ask<'_>>, target: Target) -> StreamPart {
     }
 }
 
+/// How long a unit is to hold a request: not at all if the hole is due.
 fn wait_ms(due: Time, now: Time) -> u32 {
+    if due <= now {
+        return 0;
+    }
     let wait = u32::try_from(due.since(now).as_millis()).unwrap_or(u32::MAX);
     wait.saturating_add(1).min(LONGEST_WAIT_MS)
 }
