@@ -39,7 +39,8 @@ impl Unit {
         if let Some(free) = self.files.free {
             put("disk_free_bytes", free.to_string());
         }
-        let lost: u64 = self.index.suspects.iter().map(|s| s.to.0 - s.from.0).sum();
+        let span = |sum: u64, s: &crate::format::Suspect| sum.saturating_add(s.to.0 - s.from.0);
+        let lost = self.index.suspects.iter().fold(0, span);
         put("high", self.index.high.to_string());
         put("settled", self.mark.to_string());
         put("trimmed", self.trimmed().to_string());

@@ -23,6 +23,7 @@ mod facts;
 mod files;
 mod format;
 mod index;
+mod inspect;
 mod junk;
 mod read;
 mod reader;
@@ -41,6 +42,7 @@ pub mod sim;
 
 pub use config::{OpenError, UnitConfig};
 pub use disk::{Disk, DiskDone, DiskError, DiskOp, FileName, OpId};
+pub use inspect::inspect;
 pub use unit::{Unit, UnitEffect};
 
 #[cfg(test)]

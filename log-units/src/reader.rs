@@ -15,6 +15,8 @@ const MOST_READS: usize = 16;
 pub(crate) const MOST_JOBS: usize = 4_096;
 /// Most bytes that one answer carries: it must fit a frame.
 pub(crate) const ANSWER_BYTES: usize = 8 << 20;
+/// Most bytes that jobs under way may hold; more jobs are refused as `Busy`.
+const JOBS_BYTES: usize = 256 << 20;
 /// Most bytes of one coalesced read.
 const CHUNK: u64 = 1 << 20;
 /// Bytes that are read for nothing rather than asking twice.
@@ -63,6 +65,8 @@ pub(crate) struct ReaderOf<P> {
     chunks: BTreeMap<u64, Chunk>,
     queue: VecDeque<u64>,
     running: usize,
+    /// Bytes that the jobs hold or will.
+    bytes: usize,
     last_id: u64,
     recent: Recent,
 }
@@ -94,6 +98,7 @@ impl<P> ReaderOf<P> {
             chunks: BTreeMap::new(),
             queue: VecDeque::new(),
             running: 0,
+            bytes: 0,
             last_id: 0,
             recent: Recent {
                 blocks: VecDeque::new(),
@@ -104,7 +109,7 @@ impl<P> ReaderOf<P> {
     }
 
     pub(crate) fn is_busy(&self) -> bool {
-        self.jobs.len() >= MOST_JOBS
+        self.jobs.len() >= MOST_JOBS || self.bytes >= JOBS_BYTES
     }
 
     pub(crate) fn jobs(&self) -> usize {
@@ -172,6 +177,7 @@ impl<P> ReaderOf<P> {
         let id = self.last_id;
         wants.sort_unstable();
         job.missing = self.plan(id, &wants);
+        self.bytes += job.bytes;
         self.jobs.insert(id, job);
         None
     }
@@ -269,6 +275,7 @@ impl<P> ReaderOf<P> {
                 // Asked once more, with the right length; a file that ends there is damaged.
                 Parsed::Longer(len) if len > chunk.len.saturating_sub(at as u64) => {
                     job.bytes += size(len);
+                    self.bytes += size(len);
                     if job.bytes > job.budget && first != Some(slot) {
                         *value = Slot::Later;
                     } else {
@@ -289,7 +296,11 @@ impl<P> ReaderOf<P> {
                 return (None, damaged);
             }
         }
-        (self.jobs.remove(&chunk.job), damaged)
+        let job = self.jobs.remove(&chunk.job);
+        self.bytes = self
+            .bytes
+            .saturating_sub(job.as_ref().map_or(0, |j| j.bytes));
+        (job, damaged)
     }
 }
 

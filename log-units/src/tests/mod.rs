@@ -3,6 +3,7 @@
 mod crashes;
 mod damage;
 mod faults;
+mod fuzz;
 mod golden;
 mod requests;
 mod rig;
