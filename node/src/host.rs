@@ -48,6 +48,10 @@ pub(crate) trait Core: Send + 'static {
 
 /// What comes out of a core.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "moved once, from the core to its host"
+)]
 pub(crate) enum Output<E> {
     Reply(CallId, Response, Bytes),
     Effect(E),

@@ -1,12 +1,36 @@
 //! Hosts the servers: disk threads, roles, configuration, status.
+//!
+//! ```text
+//!   network ──> Front (decode, who may) ──> Handle ──> Host: Unit       ──> disk threads ── directory, locked
+//!                                      ├──> Handle ──> Host: Sequencer
+//!                                      └──> Handle ──> Host: Layout     ──> network, store thread
+//!   Greeter ──> says hello to the layout, and again (rule 2)
+//! ```
+//!
+//! The cores are pure; everything that touches the world is here or in the transport. Nothing here knows what an
+//! epoch or a position is. [`Node`] is a process of a cluster, over QUIC; [`EmbeddedNode`] is a whole log in this
+//! process, over memory. Neither installs anything process-wide.
 
 mod config;
 mod disk;
+mod embedded;
+mod error;
+mod hello;
 mod host;
 mod lock;
+mod node;
+mod process;
+mod roles;
+mod service;
+mod steer;
+#[cfg(test)]
+mod tests;
 
 pub use config::{
     ConfigError, LayoutSettings, LimitSettings, ProcessConfig, SequencerSettings, ServerAddress,
     TlsPaths, UnitSettings,
 };
+pub use embedded::{EmbeddedNode, EmbeddedOptions};
+pub use error::NodeError;
 pub use lock::DirectoryError;
+pub use node::Node;

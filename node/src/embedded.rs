@@ -1,0 +1,194 @@
+//! A whole log in this process.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use milonga_layout::ClusterPlan;
+use milonga_protocol::frame::Message;
+use milonga_protocol::messages::{
+    LayoutRequest, LayoutResponse, Lease, Request, Response, SequencerRequest, SequencerResponse,
+    ServerStatus,
+};
+use milonga_protocol::{Epoch, Incarnation, Limits, ServerName, SharedEnv, Time};
+use milonga_transport::{Identity, MemoryNetwork, Peer, Role, Serving, SharedNetwork};
+
+use crate::config::UnitSettings;
+use crate::error::NodeError;
+use crate::process::{Plan, Process};
+use crate::service::Front;
+
+/// Name of the process that holds all roles, and its address.
+const NAME: &str = "embedded";
+/// Between two looks whether the log is usable.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+
+/// Settings of an embedded log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EmbeddedOptions {
+    /// Of its log unit.
+    pub unit: UnitSettings,
+    /// Limits of a new log; one that exists keeps its own.
+    pub limits: Limits,
+    /// How long to wait until the log is usable.
+    pub deadline: Duration,
+}
+
+impl Default for EmbeddedOptions {
+    fn default() -> Self {
+        Self {
+            unit: UnitSettings::default(),
+            limits: Limits::default(),
+            deadline: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Sequencer, one log unit and layout in this process, durable in one directory.
+///
+/// Dropping it stops everything and releases the directory before it returns, so that the same process can open it
+/// again at once; [`EmbeddedNode::close`] does the same without blocking the runtime meanwhile.
+pub struct EmbeddedNode {
+    // In this order: who serves, then what is served.
+    serving: Serving,
+    network: Arc<MemoryNetwork>,
+    process: Process,
+}
+
+impl EmbeddedNode {
+    /// Opens the log in `directory`, or makes one, and waits until it is usable.
+    ///
+    /// # Errors
+    /// [`NodeError`] says what to do. Nothing is left running or locked.
+    pub async fn start(
+        directory: &Path,
+        env: SharedEnv,
+        options: EmbeddedOptions,
+    ) -> Result<Self, NodeError> {
+        let name = ServerName::new(NAME);
+        let network = MemoryNetwork::new(Arc::clone(&env));
+        let own = network.endpoint(name.clone(), Role::Server);
+        let incarnation = Incarnation(env.random_id());
+        let identity = Identity::new(name.clone(), incarnation);
+        let plan = Plan {
+            data: Some(directory.to_owned()),
+            unit: Some(options.unit),
+            sequencer: true,
+            layout: Some(ClusterPlan::new(
+                vec![vec![name.clone()]],
+                name.clone(),
+                options.limits,
+                Lease::DirectoryLock,
+            )),
+        };
+        let mut process = Process::start(&env, plan, &identity, &own).await?;
+        let service = Arc::new(Front(Arc::clone(process.roles())));
+        let serving = network.serve(name, service);
+        process.greet(&own, NAME, &[layout_peer()]);
+        let node = Self {
+            serving,
+            network,
+            process,
+        };
+        Opening {
+            env: &env,
+            network: own,
+            until: env.now().after(options.deadline),
+        }
+        .wait(options.deadline)
+        .await?;
+        Ok(node)
+    }
+
+    /// The network over which a client reaches the log; its calls go out under `name`.
+    #[must_use]
+    pub fn network(&self, name: ServerName) -> SharedNetwork {
+        self.network.endpoint(name, Role::Client)
+    }
+
+    /// Where a client asks for the layout.
+    #[must_use]
+    pub fn layout(&self) -> Peer {
+        layout_peer()
+    }
+
+    /// What it is and does.
+    pub async fn status(&self) -> ServerStatus {
+        self.process.roles().status().await
+    }
+
+    /// Stops serving, finishes what the disk has under way, and releases the directory.
+    pub async fn close(self) {
+        drop(self.serving);
+        self.process.close().await;
+    }
+}
+
+impl fmt::Debug for EmbeddedNode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EmbeddedNode").finish_non_exhaustive()
+    }
+}
+
+fn layout_peer() -> Peer {
+    Peer {
+        name: ServerName::new(NAME),
+        address: NAME.into(),
+    }
+}
+
+/// Waits for the reconfiguration that every start is.
+struct Opening<'a> {
+    env: &'a SharedEnv,
+    network: SharedNetwork,
+    until: Time,
+}
+
+impl Opening<'_> {
+    async fn wait(&self, waited: Duration) -> Result<(), NodeError> {
+        let mut why = String::from("the layout did not answer");
+        while self.env.now() < self.until {
+            match self.published().await {
+                Ok(epoch) => match self.serves(epoch).await {
+                    Ok(()) => return Ok(()),
+                    Err(reason) => why = reason,
+                },
+                Err(reason) => why = reason,
+            }
+            self.env.sleep(LOOK_AGAIN).await;
+        }
+        Err(NodeError::NoLayout { why, waited })
+    }
+
+    async fn published(&self) -> Result<Epoch, String> {
+        let request = LayoutRequest::Get {
+            known: Epoch::NONE,
+            wait_ms: 500,
+        };
+        match self.call(Request::Layout(request)).await? {
+            Response::Layout(LayoutResponse::Layout(published)) => Ok(published.layout.epoch),
+            Response::Layout(LayoutResponse::Waiting { why }) => Err(why),
+            other => Err(format!("the layout answers {other:?}")),
+        }
+    }
+
+    /// Whether the sequencer serves `epoch`: it is bootstrapped last.
+    async fn serves(&self, epoch: Epoch) -> Result<(), String> {
+        let streams = Vec::new();
+        let request = Request::Sequencer(SequencerRequest::Tail { epoch, streams });
+        match self.call(request).await? {
+            Response::Sequencer(SequencerResponse::Tail(_)) => Ok(()),
+            other => Err(format!("the sequencer answers {other:?}")),
+        }
+    }
+
+    async fn call(&self, request: Request) -> Result<Response, String> {
+        let message: Message = request.into_message(Bytes::new());
+        let call = self.network.call(&layout_peer(), message, self.until);
+        let answer = call.await.map_err(|error| error.to_string())?;
+        Response::decode(&answer).map_err(|error| error.to_string())
+    }
+}

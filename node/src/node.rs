@@ -1,0 +1,122 @@
+//! A server process over QUIC.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use milonga_layout::ClusterPlan;
+use milonga_protocol::messages::{Lease, ServerStatus};
+use milonga_protocol::{Incarnation, ServerName, SharedEnv};
+use milonga_transport::{Identity, Peer, QuicNetwork, QuicServer, Tls};
+
+use crate::config::{LayoutSettings, ProcessConfig};
+use crate::error::NodeError;
+use crate::process::{Plan, Process};
+use crate::service::Front;
+
+/// One server process: the roles that its configuration gives it, reachable over QUIC.
+///
+/// Dropping it stops everything and releases the data directory before it returns; [`Node::close`] does the same
+/// without blocking the runtime meanwhile. Nothing that was acknowledged is lost either way. It installs no signal
+/// handler and no log subscriber.
+pub struct Node {
+    // In this order: who serves, then what is served.
+    server: QuicServer,
+    process: Process,
+}
+
+impl Node {
+    /// Starts the process: locks its directory, recovers its unit, listens, and says hello to the layout. The log is
+    /// usable once the layout has heard all that it names; this does not wait for that.
+    ///
+    /// # Errors
+    /// [`NodeError`] says what to do. Nothing is left running or locked.
+    pub async fn start(config: ProcessConfig, env: SharedEnv) -> Result<Self, NodeError> {
+        config.check(Path::new("configuration"))?;
+        let tls = Tls::read(&config.tls.ca, &config.tls.cert, &config.tls.key)?;
+        if *tls.name() != config.name {
+            return Err(NodeError::Certificate {
+                certificate: config.tls.cert.display().to_string(),
+                found: tls.name().to_string(),
+                name: config.name.to_string(),
+            });
+        }
+        let incarnation = Incarnation(env.random_id());
+        let identity = Identity::new(config.name.clone(), incarnation);
+        let network = QuicNetwork::client(Arc::clone(&env), &tls, Arc::clone(&identity));
+        let plan = Plan {
+            data: config.data.clone(),
+            unit: config.unit.clone(),
+            sequencer: config.sequencer.is_some(),
+            layout: config.layout.as_ref().map(cluster_plan),
+        };
+        let mut process = Process::start(&env, plan, &identity, &network).await?;
+        let service = Arc::new(Front(Arc::clone(process.roles())));
+        let server = QuicServer::bind(env, config.listen, &tls, identity, service)?;
+        let address = config
+            .advertise
+            .clone()
+            .unwrap_or_else(|| server.local_addr().to_string());
+        let layout: Vec<Peer> = config
+            .layout_servers
+            .iter()
+            .map(|server| server.peer())
+            .map(|peer| at_home(peer, &config.name, &address))
+            .collect();
+        process.greet(&network, &address, &layout);
+        tracing::info!(name = %config.name, address, "serving");
+        Ok(Self { server, process })
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &ServerName {
+        self.process.roles().identity.name()
+    }
+
+    /// The address it listens on; with port 0 in the configuration, the port it got.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.server.local_addr()
+    }
+
+    /// What it is and does.
+    pub async fn status(&self) -> ServerStatus {
+        self.process.roles().status().await
+    }
+
+    /// Stops serving, finishes what the disk has under way, and releases the directory.
+    pub async fn close(self) {
+        self.server.close().await;
+        self.process.close().await;
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Node({} at {})", self.name(), self.local_addr())
+    }
+}
+
+/// A process that is its own layout server knows its address better than the configuration, which may say port 0.
+fn at_home(peer: Peer, name: &ServerName, address: &str) -> Peer {
+    if peer.name == *name {
+        Peer {
+            address: address.into(),
+            ..peer
+        }
+    } else {
+        peer
+    }
+}
+
+fn cluster_plan(settings: &LayoutSettings) -> ClusterPlan {
+    let chain = |units: &Vec<String>| units.iter().map(ServerName::new).collect();
+    ClusterPlan::new(
+        settings.chains.iter().map(chain).collect(),
+        ServerName::new(&settings.sequencer),
+        settings.limits.limits(),
+        Lease::None,
+    )
+}

@@ -1,0 +1,5 @@
+//! Whole processes, driven with raw requests.
+
+mod cluster;
+mod embedded;
+mod raw;

@@ -1,0 +1,206 @@
+//! Server processes over QUIC and mutual TLS, all in this one, on free ports.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::raw::{Raw, id, raw};
+use crate::{
+    LayoutSettings, Node, NodeError, ProcessConfig, SequencerSettings, ServerAddress, TlsPaths,
+    UnitSettings,
+};
+use milonga_protocol::messages::UnitReadAnswer;
+use milonga_protocol::{Epoch, Incarnation, SharedEnv, StreamId};
+use milonga_transport::{Identity, QuicNetwork, Role, Tls, TokioEnv, certs};
+
+const UNITS: [&str; 4] = ["unit-1a", "unit-1b", "unit-2a", "unit-2b"];
+const SEQUENCER: &str = "sequencer-1";
+
+struct Cluster {
+    dir: tempfile::TempDir,
+    env: SharedEnv,
+    sequencer: Option<Node>,
+    address: String,
+    units: Vec<Option<Node>>,
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path();
+        certs::make_ca(path).unwrap();
+        for name in UNITS.iter().chain([&SEQUENCER]) {
+            certs::make_leaf(path, &(*name).into(), Role::Server).unwrap();
+        }
+        certs::make_leaf(path, &"app".into(), Role::Client).unwrap();
+        let env: SharedEnv = TokioEnv::new();
+        let sequencer = Node::start(sequencer_config(path, "127.0.0.1:0"), env.clone()).await;
+        let sequencer = sequencer.unwrap();
+        let address = sequencer.local_addr().to_string();
+        let mut cluster = Self {
+            dir,
+            env,
+            sequencer: Some(sequencer),
+            address,
+            units: Vec::new(),
+        };
+        for name in UNITS {
+            let unit = cluster.start_unit(name).await.unwrap();
+            cluster.units.push(Some(unit));
+        }
+        cluster
+    }
+
+    async fn start_unit(&self, name: &str) -> Result<Node, NodeError> {
+        let config = unit_config(self.dir.path(), name, &self.address);
+        Node::start(config, self.env.clone()).await
+    }
+
+    fn client(&self) -> Raw {
+        let tls = Tls::read(
+            self.path("ca.pem"),
+            self.path("app.pem"),
+            self.path("app.key"),
+        );
+        let identity = Identity::new("app".into(), Incarnation(self.env.random_id()));
+        let network = QuicNetwork::client(self.env.clone(), &tls.unwrap(), identity);
+        let layout = ServerAddress::new(SEQUENCER, &self.address).peer();
+        raw(&self.env, network, layout)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+}
+
+fn sequencer_config(dir: &Path, listen: &str) -> ProcessConfig {
+    let tls = TlsPaths::of(dir, SEQUENCER);
+    let mut config = ProcessConfig::new(SEQUENCER, listen.parse().unwrap(), tls);
+    config.data = Some(dir.join("data-sequencer-1"));
+    config.sequencer = Some(SequencerSettings::default());
+    let chain = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect();
+    let chains = vec![chain(&UNITS[..2]), chain(&UNITS[2..])];
+    config.layout = Some(LayoutSettings::new(chains, SEQUENCER));
+    config.layout_servers = vec![ServerAddress::new(SEQUENCER, listen)];
+    config
+}
+
+fn unit_config(dir: &Path, name: &str, layout: &str) -> ProcessConfig {
+    let tls = TlsPaths::of(dir, name);
+    let mut config = ProcessConfig::new(name, "127.0.0.1:0".parse().unwrap(), tls);
+    config.data = Some(dir.join(format!("data-{name}")));
+    let mut unit = UnitSettings::default();
+    unit.segment_bytes = 1 << 20;
+    unit.reserve_bytes = 1 << 20;
+    config.unit = Some(unit);
+    config.layout_servers = vec![ServerAddress::new(SEQUENCER, layout)];
+    config
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_opens_and_a_returning_server_makes_a_new_epoch() {
+    let mut cluster = Cluster::start().await;
+    let client = cluster.client();
+    let published = client.published(Epoch::NONE).await;
+    let mut positions = Vec::new();
+    for n in 0..10 {
+        let appended = client
+            .append(&published, id(n), StreamId::raw(1), "first")
+            .await;
+        positions.push(appended.expect("an open log takes appends"));
+    }
+    // A unit goes and comes back: at another port, with the same directory.
+    cluster.units[3].take().unwrap().close().await;
+    let unit = cluster.start_unit(UNITS[3]).await.unwrap();
+    cluster.units[3] = Some(unit);
+    let second = client.published(published.layout.epoch).await;
+    // The sequencer's process, which owns the layout too, is dropped and comes back at the same port.
+    drop(cluster.sequencer.take());
+    let config = sequencer_config(cluster.dir.path(), &cluster.address);
+    cluster.sequencer = Some(Node::start(config, cluster.env.clone()).await.unwrap());
+    let third = client.published(second.layout.epoch).await;
+    assert_eq!(third.layout.cluster, published.layout.cluster);
+    let appended = client
+        .append(&third, id(99), StreamId::raw(1), "last")
+        .await;
+    positions.push(appended.expect("an open log takes appends"));
+    for position in positions {
+        let (answer, _) = client.read(&third, position).await.unwrap();
+        assert!(matches!(answer, UnitReadAnswer::Data { .. }), "{answer:?}");
+    }
+    let status = cluster.units[0].as_ref().unwrap().status().await;
+    assert_eq!(status.cluster, Some(third.layout.cluster));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_missing_unit_is_named_and_awaited() {
+    let mut cluster = Cluster::start().await;
+    drop(cluster.units.pop());
+    let client = cluster.client();
+    // Whatever was published before, nothing newer comes without the missing one; it is named.
+    cluster.env.sleep(Duration::from_millis(300)).await;
+    let status = cluster.sequencer.as_ref().unwrap().status().await;
+    println!("{:?}", status.roles["layout"]);
+    let unit = cluster.start_unit(UNITS[3]).await.unwrap();
+    cluster.units.push(Some(unit));
+    let published = client.published(Epoch::NONE).await;
+    let appended =
+        async |published: &_| client.append(published, id(1), StreamId::raw(1), "x").await;
+    // The epoch that was read may be the one before the unit came back.
+    if appended(&published).await.is_err() {
+        let next = client.published(published.layout.epoch).await;
+        appended(&next).await.expect("all are here");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_work_is_refused_with_a_remedy() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
+    certs::make_ca(path).unwrap();
+    for name in ["unit-1a", "unit-1b"] {
+        certs::make_leaf(path, &name.into(), Role::Server).unwrap();
+    }
+    let env: SharedEnv = TokioEnv::new();
+    let error = async |config: ProcessConfig| {
+        let result = Node::start(config, env.clone()).await;
+        result.unwrap_err().to_string()
+    };
+    let good = unit_config(path, "unit-1a", "127.0.0.1:1");
+    let mut other = good.clone();
+    other.tls = TlsPaths::of(path, "unit-1b");
+    let text = error(other).await;
+    assert!(
+        text.contains("is for unit-1b, but this process is unit-1a"),
+        "{text}"
+    );
+    let mut missing = good.clone();
+    missing.tls.key = path.join("none.key");
+    let text = error(missing).await;
+    assert!(
+        text.contains("none.key") && text.contains("milonga certs"),
+        "{text}"
+    );
+    let mut homeless = good.clone();
+    homeless.data = None;
+    let text = error(homeless).await;
+    assert!(text.contains("key `data`"), "{text}");
+
+    let node = Node::start(good.clone(), env.clone()).await.unwrap();
+    let text = error(good.clone()).await;
+    assert!(text.contains("is in use by process"), "{text}");
+    let mut taken = good.clone();
+    taken.data = Some(path.join("elsewhere"));
+    taken.listen = node.local_addr();
+    let text = error(taken).await;
+    assert!(text.contains(&node.local_addr().to_string()), "{text}");
+    node.close().await;
+
+    // The directory remembers whose it is.
+    let mut stolen = unit_config(path, "unit-1b", "127.0.0.1:1");
+    stolen.data.clone_from(&good.data);
+    let result = Node::start(stolen, env.clone()).await;
+    // A unit that never joined a cluster may not have written its name yet.
+    if let Err(refused) = result {
+        assert!(refused.to_string().contains("unit-1a"), "{refused}");
+    }
+}
