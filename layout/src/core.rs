@@ -1,0 +1,351 @@
+//! The layout's owner: what comes in, what goes out. The phases themselves are in `reconfigure`, `opening` and
+//! `settling`.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use milonga_protocol::messages::{CallId, Hello, LayoutRequest, LayoutResponse, Response};
+use milonga_protocol::settle::{SendId, SendOutcome};
+use milonga_protocol::{ClusterId, Epoch, Layout, Published, ServerName, Time, UnitIndex};
+
+use crate::courier::Courier;
+use crate::effect::{LayoutEffect, StoreId};
+use crate::gets::Gets;
+use crate::heard::Heard;
+use crate::history::{History, StoreChange};
+use crate::phase::{Errand, Phase, Runs};
+use crate::plan::{ClusterPlan, PlanError};
+use crate::store::StoreError;
+
+/// A unit that says so again after this long really serves nothing (and its hello is not an old one, overtaken).
+const NOT_SERVING_FOR: Duration = Duration::from_millis(500);
+
+/// Owns the history and carries out reconfigurations; pure. One for each cluster.
+///
+/// Feed it requests, outcomes and time; carry out what [`Self::poll_effect`] gives, in order. Effects of one core may
+/// be abandoned at any point (a crash): a core started from the store goes on.
+#[derive(Debug)]
+pub struct LayoutCore {
+    pub(crate) plan: ClusterPlan,
+    pub(crate) history: History,
+    /// The id the cluster gets if this core makes it.
+    pub(crate) fresh: ClusterId,
+    /// All listed units, by index.
+    pub(crate) units: Vec<ServerName>,
+    pub(crate) now: Time,
+    pub(crate) heard: Heard,
+    pub(crate) phase: Phase,
+    pub(crate) courier: Courier<Errand>,
+    /// Runs that the current epoch was opened with.
+    pub(crate) runs: Runs,
+    /// What settling found out for people: lost positions, or what stopped it.
+    pub(crate) settled: crate::settling::Notes,
+    published: Option<Layout>,
+    /// Since when a unit says, in the run that was opened, that it serves nothing.
+    not_serving: BTreeMap<ServerName, Time>,
+    gets: Gets,
+    storing: Option<(StoreId, StoreChange)>,
+    next_store: u64,
+    effects: VecDeque<LayoutEffect>,
+}
+
+impl LayoutCore {
+    /// Begins with what the store holds. A start is a reconfiguration, so nothing is published before all listed
+    /// servers have been heard of. `fresh` becomes the cluster's id if there is none yet: draw it at random.
+    ///
+    /// # Errors
+    /// [`PlanError`]: the plan is impossible, or names other units than the history.
+    pub fn start(
+        plan: ClusterPlan,
+        history: History,
+        fresh: ClusterId,
+        now: Time,
+    ) -> Result<Self, PlanError> {
+        plan.check(history.current())?;
+        let units = match history.current() {
+            Some(layout) => layout.units.iter().map(|unit| unit.name.clone()).collect(),
+            None => plan.unit_names().cloned().collect(),
+        };
+        let cause = match history.current() {
+            Some(_) => "the layout server was started",
+            None => "the cluster is new",
+        };
+        Ok(Self {
+            plan,
+            history,
+            fresh,
+            units,
+            now,
+            heard: Heard::default(),
+            phase: Phase::Gather {
+                cause: cause.into(),
+                since: now,
+            },
+            courier: Courier::new(),
+            runs: Runs::new(),
+            settled: crate::settling::Notes::default(),
+            published: None,
+            not_serving: BTreeMap::new(),
+            gets: Gets::default(),
+            storing: None,
+            next_store: 0,
+            effects: VecDeque::new(),
+        })
+    }
+
+    /// Takes a request; the answer comes as an effect, for `Get` perhaps later.
+    pub fn handle(&mut self, now: Time, call: CallId, request: LayoutRequest) {
+        self.now = self.now.max(now);
+        match request {
+            LayoutRequest::Hello(hello) => {
+                self.hear(hello);
+                self.reply(call, LayoutResponse::Heard);
+            }
+            LayoutRequest::ReportSealed { epoch } => {
+                // An epoch that is over, or not published yet, has a successor under way.
+                if epoch == self.history.epoch() && self.is_published() {
+                    self.gather(format!("somebody met a sealed server in epoch {epoch}"));
+                }
+                self.reply(call, LayoutResponse::Heard);
+            }
+            LayoutRequest::Get { known, wait_ms } => {
+                let newer = self.published().is_some_and(|l| l.epoch > known);
+                if newer || !self.gets.park(self.now, call, known, wait_ms) {
+                    self.answer_get(call, known);
+                }
+            }
+        }
+    }
+
+    /// Takes the outcome of a `Send`. Unknown ids, also those of abandoned attempts, are ignored.
+    pub fn handle_reply(&mut self, now: Time, send: SendId, outcome: SendOutcome) {
+        self.now = self.now.max(now);
+        let Some((errand, tries)) = self.courier.back(send) else {
+            return;
+        };
+        if let Errand::Settle(id) = errand {
+            return self.settle_answered(id, outcome);
+        }
+        let answered = match outcome {
+            Ok((response, _)) => self.errand_answered(&errand, response),
+            Err(why) => Err(why),
+        };
+        if let Err(why) = answered {
+            self.courier.again(self.now, errand, tries, why);
+        }
+    }
+
+    /// Takes the outcome of a `Store`.
+    pub fn stored(&mut self, now: Time, store: StoreId, outcome: Result<(), StoreError>) {
+        self.now = self.now.max(now);
+        let Some((id, change)) = self.storing.take() else {
+            return;
+        };
+        if id != store {
+            self.storing = Some((id, change));
+            return;
+        }
+        let applied = outcome.map_err(|error| error.to_string());
+        let applied = applied.and_then(|()| self.history.apply(&change).map_err(|e| e.to_string()));
+        match applied {
+            Ok(()) => self.change_stored(),
+            // Whether it is durable is unknown, so nothing may be decided any more by this process.
+            Err(why) => {
+                self.courier.forget();
+                self.phase = Phase::Halted { why };
+            }
+        }
+    }
+
+    /// Does what is due.
+    pub fn handle_time(&mut self, now: Time) {
+        self.now = self.now.max(now);
+        for call in self.gets.expired(self.now) {
+            self.answer_get(call, Epoch(u64::MAX));
+        }
+        for (errand, tries) in self.courier.due(self.now) {
+            self.send(errand, tries);
+        }
+        match &self.phase {
+            Phase::Gather { .. } => self.try_to_begin(),
+            Phase::Settle(_) => self.settle_time(),
+            _ => {}
+        }
+    }
+
+    /// When [`Self::handle_time`] has something to do.
+    #[must_use]
+    pub fn next_time(&self) -> Option<Time> {
+        let phase = match &self.phase {
+            Phase::Gather { .. } => self.begin_at(),
+            Phase::Settle(settling) => settling.retry_at,
+            _ => None,
+        };
+        let times = [phase, self.courier.next_time(), self.gets.next_time()];
+        times.into_iter().flatten().min()
+    }
+
+    /// The next effect, to be carried out in this order.
+    pub fn poll_effect(&mut self) -> Option<LayoutEffect> {
+        self.effects.pop_front()
+    }
+
+    /// The published layout, with the addresses where its servers were last heard of.
+    #[must_use]
+    pub fn published_layout(&self) -> Option<Published> {
+        let layout = self.published.clone()?;
+        let addresses = self.heard.addresses();
+        Some(Published { layout, addresses })
+    }
+
+    /// The cluster; `None` before genesis.
+    #[must_use]
+    pub const fn cluster(&self) -> Option<ClusterId> {
+        self.history.cluster()
+    }
+
+    /// Whether everything is done: the newest layout is published and all below its start is settled.
+    #[must_use]
+    pub const fn is_idle(&self) -> bool {
+        matches!(self.phase, Phase::Idle)
+    }
+
+    /// For people and `milonga status`.
+    #[must_use]
+    pub fn facts(&self) -> BTreeMap<String, String> {
+        let mut facts = self.settled.facts();
+        let mut fact = |name: &str, value: String| facts.insert(name.to_owned(), value);
+        fact("state", self.why());
+        fact("epoch", self.history.epoch().to_string());
+        if let Some(cluster) = self.history.cluster() {
+            fact("cluster", cluster.to_string());
+        }
+        if let Some(layout) = &self.published {
+            fact("published", layout.epoch.to_string());
+            fact("start", layout.start.to_string());
+            fact("sequencer", layout.sequencer.name.to_string());
+        }
+        fact("waits", self.gets.len().to_string());
+        facts
+    }
+
+    // ------------------------------------------------------------------------------------ for the phases
+
+    pub(crate) fn unit_name(&self, unit: UnitIndex) -> &ServerName {
+        &self.units[usize::from(unit.0)]
+    }
+
+    pub(crate) fn unit_indexes(&self) -> impl Iterator<Item = UnitIndex> + use<> {
+        let count = u16::try_from(self.units.len()).unwrap_or(u16::MAX);
+        (0..count).map(UnitIndex)
+    }
+
+    pub(crate) const fn published(&self) -> Option<&Layout> {
+        self.published.as_ref()
+    }
+
+    /// Whether the newest layout is published and no other is under way.
+    const fn is_published(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Settle(_) | Phase::Report { .. } | Phase::Idle
+        )
+    }
+
+    pub(crate) fn effect(&mut self, effect: LayoutEffect) {
+        self.effects.push_back(effect);
+    }
+
+    /// The current phase waits for this change to be durable.
+    pub(crate) fn store(&mut self, change: StoreChange) {
+        let id = StoreId(self.next_store);
+        self.next_store += 1;
+        self.storing = Some((id, change.clone()));
+        self.effect(LayoutEffect::Store { id, change });
+    }
+
+    /// Hands the current layout out from now on, also to those who wait.
+    pub(crate) fn publish(&mut self) {
+        self.not_serving.clear();
+        self.published = self.history.current().cloned();
+        for call in self.gets.behind(self.history.epoch()) {
+            self.answer_get(call, Epoch::NONE);
+        }
+    }
+
+    /// A reconfiguration is needed.
+    pub(crate) fn gather(&mut self, cause: String) {
+        self.courier.forget();
+        self.phase = Phase::Gather {
+            cause,
+            since: self.now,
+        };
+        self.try_to_begin();
+    }
+
+    // --------------------------------------------------------------------------------------------- hellos
+
+    fn hear(&mut self, hello: Hello) {
+        let name = hello.name.clone();
+        if name != self.plan.sequencer && !self.units.contains(&name) {
+            return;
+        }
+        let new = self.heard.hear(self.now, hello);
+        match &self.phase {
+            Phase::Gather { .. } => self.try_to_begin(),
+            Phase::Seal(_) | Phase::Collect(_) if new => {
+                // It has sealed itself, and may report something else: all is asked again, for the same epoch.
+                self.gather(format!("{name} was started"));
+            }
+            Phase::Open(_) => self.heard_while_opening(&name, new),
+            Phase::Settle(_) | Phase::Report { .. } | Phase::Idle => {
+                if let Some(cause) = self.over(&name) {
+                    self.gather(cause);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether what `name` says ends the current epoch, and why.
+    pub(crate) fn over(&mut self, name: &ServerName) -> Option<String> {
+        let epoch = self.history.epoch();
+        let current = self.history.current()?;
+        let hello = self.heard.last(name)?;
+        if *name == current.sequencer.name && hello.incarnation != current.sequencer.incarnation {
+            return Some(format!("{name} was restarted"));
+        }
+        if !self.units.contains(name) {
+            return None;
+        }
+        let same_run = self.runs.get(name) == Some(&hello.incarnation);
+        if hello.unit.is_some_and(|unit| unit.serving == epoch) {
+            self.runs.insert(name.clone(), hello.incarnation);
+            self.not_serving.remove(name);
+            return None;
+        }
+        if !same_run {
+            return Some(format!("{name} was restarted"));
+        }
+        // An old hello may have been overtaken by the opening.
+        let since = *self.not_serving.entry(name.clone()).or_insert(self.now);
+        let long = self.now.since(since) >= NOT_SERVING_FOR;
+        long.then(|| format!("{name} does not serve epoch {epoch} any more"))
+    }
+
+    // -------------------------------------------------------------------------------------------- answers
+
+    /// Answers with the published layout if that is newer than `known`.
+    fn answer_get(&mut self, call: CallId, known: Epoch) {
+        let response = match self.published_layout() {
+            Some(published) if published.layout.epoch > known => LayoutResponse::Layout(published),
+            _ => LayoutResponse::Waiting { why: self.why() },
+        };
+        self.reply(call, response);
+    }
+
+    fn reply(&mut self, call: CallId, response: LayoutResponse) {
+        let response = Response::Layout(response);
+        self.effect(LayoutEffect::Reply(call, response));
+    }
+}

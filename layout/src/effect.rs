@@ -1,0 +1,39 @@
+//! What the core asks of its host.
+
+use bytes::Bytes;
+use milonga_protocol::messages::{CallId, Request, Response};
+use milonga_protocol::settle::SendId;
+use milonga_transport::Peer;
+
+use crate::history::StoreChange;
+
+/// Ties the outcome of a store to its effect; never used twice by one core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StoreId(pub u64);
+
+/// Something for the host to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LayoutEffect {
+    /// Call a server, with a deadline of about a second or two; feed the outcome to `LayoutCore::handle_reply`.
+    /// Calls are independent of one another: do not wait for one before the next.
+    Send {
+        /// To be given back with the outcome.
+        id: SendId,
+        /// Whom.
+        to: Peer,
+        /// What.
+        request: Request,
+        /// The raw bytes that go with it.
+        body: Bytes,
+    },
+    /// Apply to the store; feed the outcome to `LayoutCore::stored`. There is at most one at a time.
+    Store {
+        /// To be given back with the outcome.
+        id: StoreId,
+        /// What.
+        change: StoreChange,
+    },
+    /// Answer a call.
+    Reply(CallId, Response),
+}

@@ -1,0 +1,262 @@
+//! From the commit to the publication: open, bootstrap, record (rules 1, 17, 28).
+
+use std::collections::BTreeSet;
+
+use milonga_protocol::limits::STREAM_TAILS_PER_PAGE;
+use milonga_protocol::messages::{
+    Bootstrap, Refusal, Request, Response, SequencerRequest, SequencerResponse, UnitRequest,
+    UnitResponse,
+};
+use milonga_protocol::{Layout, Position, ServerName, UnitIndex};
+
+use crate::core::LayoutCore;
+use crate::effect::LayoutEffect;
+use crate::history::StoreChange;
+use crate::phase::{AfterCommit, Errand, Opening, Phase};
+use crate::planner;
+
+impl LayoutCore {
+    /// Sends an errand of the current phase.
+    pub(crate) fn send(&mut self, errand: Errand, tries: u32) {
+        let Some((name, request)) = self.request(&errand) else {
+            return;
+        };
+        match self.heard.peer(&name) {
+            Some(to) => {
+                let id = self.courier.leave(errand, tries);
+                self.effect(LayoutEffect::Send {
+                    id,
+                    to,
+                    request,
+                    body: bytes::Bytes::new(),
+                });
+            }
+            None => {
+                let why = format!("{name} has not said hello");
+                self.courier.again(self.now, errand, tries, why);
+            }
+        }
+    }
+
+    pub(crate) fn open(&mut self, rest: AfterCommit) {
+        let run = |name: &ServerName| Some((name.clone(), self.heard.run(name)?));
+        self.runs = self.units.iter().filter_map(run).collect();
+        self.phase = Phase::Open(Opening {
+            rest,
+            opened: BTreeSet::new(),
+            page: Some(0),
+        });
+        for unit in self.unit_indexes() {
+            self.send(Errand::Open(unit), 0);
+        }
+        self.send(Errand::Bootstrap, 0);
+        // What was said while the store worked was not looked at.
+        for name in self.units.clone() {
+            self.heard_while_opening(&name, false);
+        }
+        let sequencer = self.plan.sequencer.clone();
+        self.heard_while_opening(&sequencer, false);
+    }
+
+    /// A hello of `name` has come; `new`: of a run that was not known.
+    pub(crate) fn heard_while_opening(&mut self, name: &ServerName, new: bool) {
+        let Phase::Open(opening) = &self.phase else {
+            return;
+        };
+        let (Some(current), Some(hello)) = (self.history.current(), self.heard.last(name)) else {
+            return;
+        };
+        let sequencer = &current.sequencer;
+        let restarted = format!("{name} was restarted");
+        if *name == sequencer.name && hello.incarnation != sequencer.incarnation {
+            return self.gather(restarted);
+        }
+        let Some(index) = self
+            .unit_indexes()
+            .find(|unit| self.unit_name(*unit) == name)
+        else {
+            return;
+        };
+        let unit = hello.unit;
+        if unit.is_some_and(|unit| planner::objection(&self.history, name, &unit).is_some()) {
+            return self.gather(restarted);
+        }
+        let serving = unit.is_some_and(|unit| unit.serving == current.epoch);
+        if new && opening.opened.contains(&index) && !serving {
+            return self.gather(restarted);
+        }
+        if new {
+            // It has sealed itself and entered nothing yet: the open that it gets is its first.
+            self.runs.insert(name.clone(), hello.incarnation);
+            for (errand, tries) in self.courier.hurry() {
+                self.send(errand, tries);
+            }
+        }
+    }
+
+    pub(crate) fn request_after_commit(&self, errand: &Errand) -> Option<(ServerName, Request)> {
+        let layout = self.history.current()?;
+        let (name, request) = match (errand, &self.phase) {
+            (Errand::Open(unit), Phase::Open(opening)) => {
+                let persisted = opening
+                    .rest
+                    .persisted
+                    .get(unit)
+                    .copied()
+                    .unwrap_or_default();
+                let request = UnitRequest::Open {
+                    layout: layout.clone(),
+                    starts: self.history.starts_after(persisted),
+                };
+                (self.unit_name(*unit), Request::Unit(request))
+            }
+            (Errand::Bootstrap, Phase::Open(opening)) => {
+                let page = self.bootstrap_page(layout, opening)?;
+                let request = SequencerRequest::Bootstrap(page);
+                (&layout.sequencer.name, Request::Sequencer(request))
+            }
+            (Errand::Settled(unit), Phase::Report { .. }) => {
+                let request = UnitRequest::Settled {
+                    epoch: layout.epoch,
+                    below: layout.start,
+                };
+                (self.unit_name(*unit), Request::Unit(request))
+            }
+            _ => return None,
+        };
+        Some((name.clone(), request))
+    }
+
+    fn bootstrap_page(&self, layout: &Layout, opening: &Opening) -> Option<Bootstrap> {
+        let page = opening.page?;
+        let mut pages = opening.rest.tails.chunks(STREAM_TAILS_PER_PAGE);
+        let tails = pages.nth(page as usize).unwrap_or_default().to_vec();
+        Some(Bootstrap {
+            epoch: layout.epoch,
+            incarnation: layout.sequencer.incarnation,
+            next: layout.start,
+            trimmed: opening.rest.trimmed,
+            lease: self.plan.lease,
+            stream_limit: layout.limits.streams,
+            page,
+            last: pages.next().is_none(),
+            tails,
+        })
+    }
+
+    pub(crate) fn answered_after_commit(
+        &mut self,
+        errand: &Errand,
+        response: Response,
+    ) -> Result<(), String> {
+        match (errand, response) {
+            (Errand::Open(unit), Response::Unit(UnitResponse::Done)) => {
+                if let Phase::Open(opening) = &mut self.phase {
+                    opening.opened.insert(*unit);
+                }
+                self.all_open();
+                Ok(())
+            }
+            (Errand::Bootstrap, Response::Sequencer(SequencerResponse::Done)) => {
+                self.page_taken();
+                Ok(())
+            }
+            // The sequencer does not know the pages before: from the first one again.
+            (Errand::Bootstrap, Response::Refused(refusal @ Refusal::Malformed { .. })) => {
+                if let Phase::Open(opening) = &mut self.phase {
+                    opening.page = Some(0);
+                }
+                Err(refusal.to_string())
+            }
+            (Errand::Settled(unit), Response::Unit(UnitResponse::Done)) => {
+                if let Phase::Report { left } = &mut self.phase {
+                    left.remove(unit);
+                    if left.is_empty() {
+                        self.phase = Phase::Idle;
+                    }
+                }
+                Ok(())
+            }
+            // Restarted since it entered the epoch, or overtaken: this epoch is over before it has begun.
+            (Errand::Open(_) | Errand::Bootstrap, Response::Refused(Refusal::Sealed { .. }))
+            | (
+                Errand::Settled(_),
+                Response::Refused(Refusal::Sealed { .. } | Refusal::NotYet { .. }),
+            ) => {
+                let name = self.whom(errand);
+                self.gather(format!("{name} was restarted"));
+                Ok(())
+            }
+            (_, Response::Refused(refusal)) => Err(refusal.to_string()),
+            (_, other) => Err(format!("an answer that does not fit: {other:?}")),
+        }
+    }
+
+    /// The process that an errand goes to.
+    pub(crate) fn whom(&self, errand: &Errand) -> ServerName {
+        match errand {
+            Errand::Seal(unit)
+            | Errand::Collect(unit)
+            | Errand::Open(unit)
+            | Errand::Settled(unit) => self.unit_name(*unit).clone(),
+            Errand::SealSequencer | Errand::Bootstrap | Errand::Settle(_) => {
+                self.plan.sequencer.clone()
+            }
+        }
+    }
+
+    fn page_taken(&mut self) {
+        let Phase::Open(opening) = &mut self.phase else {
+            return;
+        };
+        let Some(page) = opening.page else {
+            return;
+        };
+        let pages = opening.rest.tails.len().div_ceil(STREAM_TAILS_PER_PAGE);
+        if page as usize + 1 < pages {
+            opening.page = Some(page + 1);
+            self.send(Errand::Bootstrap, 0);
+        } else {
+            opening.page = None;
+            self.all_open();
+        }
+    }
+
+    fn all_open(&mut self) {
+        let Phase::Open(opening) = &self.phase else {
+            return;
+        };
+        if opening.opened.len() < self.units.len() || opening.page.is_some() {
+            return;
+        }
+        let settle_from = opening.rest.settle_from;
+        let units = self.history.current().map(|layout| &layout.units);
+        let units = units.into_iter().flatten().map(|unit| unit.id).collect();
+        let epoch = self.history.epoch();
+        self.phase = Phase::Record { settle_from };
+        self.store(StoreChange::Opened { epoch, units });
+    }
+
+    /// All confirmed, and the store knows: the layout is handed out, and settled below its start.
+    pub(crate) fn opened(&mut self, settle_from: Position) {
+        self.publish();
+        self.settle(settle_from);
+        // What was said while the store worked was not looked at.
+        let mut names = self.units.clone();
+        names.push(self.plan.sequencer.clone());
+        for name in names {
+            if let Some(cause) = self.over(&name) {
+                return self.gather(cause);
+            }
+        }
+    }
+
+    /// Tells every unit that all below the start is settled.
+    pub(crate) fn report_settled(&mut self) {
+        let left: BTreeSet<UnitIndex> = self.unit_indexes().collect();
+        self.phase = Phase::Report { left };
+        for unit in self.unit_indexes() {
+            self.send(Errand::Settled(unit), 0);
+        }
+    }
+}

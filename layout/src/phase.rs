@@ -1,0 +1,118 @@
+//! Where a reconfiguration stands.
+//!
+//! ```text
+//!            .--- a new run before the commit ---.
+//!            v                                   |
+//!  start -> Gather -> Intend -> Seal -> Collect -+-> Commit -> Open -> Record -> (published) Settle -> Report -> Idle
+//!            ^                                                   |                             |                 |
+//!            '------------- a server restarted, or a seal without a successor was reported -----------------------'
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use milonga_protocol::messages::{SealReport, StreamTail};
+use milonga_protocol::settle::{self, Settle};
+use milonga_protocol::{
+    Epoch, Incarnation, Layout, Position, ServerName, StreamId, Time, UnitIndex,
+};
+
+use crate::planner::Observations;
+use crate::tails::Tails;
+
+#[derive(Debug)]
+pub(crate) enum Phase {
+    /// Waits until every listed server has said hello.
+    Gather {
+        /// Why a reconfiguration is needed.
+        cause: String,
+        /// Since when.
+        since: Time,
+    },
+    /// The intent is on its way to the store.
+    Intend,
+    Seal(Sealing),
+    Collect(Collecting),
+    /// The layout is on its way to the store.
+    Commit(AfterCommit),
+    Open(Opening),
+    /// The confirmations are on their way to the store.
+    Record {
+        settle_from: Position,
+    },
+    /// The layout is published; what lies below its start is being settled (rule 9).
+    Settle(Settling),
+    /// Everything below the start is settled; the units are being told (rule 5).
+    Report {
+        left: BTreeSet<UnitIndex>,
+    },
+    Idle,
+    /// The store failed: nothing more is decided until a restart.
+    Halted {
+        why: String,
+    },
+}
+
+/// Units and sequencer are being told that older epochs are over.
+#[derive(Debug)]
+pub(crate) struct Sealing {
+    pub(crate) epoch: Epoch,
+    pub(crate) reports: BTreeMap<UnitIndex, SealReport>,
+    /// The sequencer answered. (Only its bootstrap is needed; a sequencer without state answers, too.)
+    pub(crate) sequencer: bool,
+}
+
+/// Stream tails are being collected, with positions below the layout's start.
+#[derive(Debug)]
+pub(crate) struct Collecting {
+    pub(crate) seen: Observations,
+    /// What will be committed.
+    pub(crate) layout: Layout,
+    /// Next page of each unit that has more.
+    pub(crate) cursors: BTreeMap<UnitIndex, Option<StreamId>>,
+    pub(crate) tails: Tails,
+}
+
+/// What is needed once the layout is committed. It is derived from the sealed units, and lost by a restart of this
+/// process, which therefore makes another epoch.
+#[derive(Debug)]
+pub(crate) struct AfterCommit {
+    /// Of all streams, ascending.
+    pub(crate) tails: Vec<StreamTail>,
+    pub(crate) trimmed: Position,
+    /// The epoch that each unit had persisted when it was sealed.
+    pub(crate) persisted: BTreeMap<UnitIndex, Epoch>,
+    /// Lowest position that some unit does not know to be settled.
+    pub(crate) settle_from: Position,
+}
+
+/// Units enter the epoch, the sequencer gets its state.
+#[derive(Debug)]
+pub(crate) struct Opening {
+    pub(crate) rest: AfterCommit,
+    pub(crate) opened: BTreeSet<UnitIndex>,
+    /// Next page of the bootstrap; `None`: done.
+    pub(crate) page: Option<u32>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Settling {
+    pub(crate) settle: Settle,
+    pub(crate) retry_at: Option<Time>,
+    pub(crate) tries: u32,
+}
+
+/// A request that has to be answered before the phase is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Errand {
+    Seal(UnitIndex),
+    SealSequencer,
+    Collect(UnitIndex),
+    Open(UnitIndex),
+    Bootstrap,
+    /// Repeated by the settler itself.
+    Settle(settle::SendId),
+    Settled(UnitIndex),
+}
+
+/// The runs that the current epoch was opened with.
+pub(crate) type Runs = BTreeMap<ServerName, Incarnation>;

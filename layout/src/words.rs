@@ -1,0 +1,80 @@
+//! What is going on, for people.
+
+use milonga_protocol::ServerName;
+
+use crate::core::LayoutCore;
+use crate::phase::Phase;
+
+impl LayoutCore {
+    /// One sentence: the step that is under way and who is waited for.
+    pub(crate) fn why(&self) -> String {
+        let epoch = self.history.next_epoch();
+        let mut words = match &self.phase {
+            Phase::Gather { cause, .. } => return self.why_gather(cause),
+            Phase::Intend => format!("recording the intent for epoch {epoch}"),
+            Phase::Seal(sealing) => {
+                let units = self.unit_indexes();
+                let silent = units.filter(|unit| !sealing.reports.contains_key(unit));
+                let mut silent: Vec<_> = silent.map(|unit| self.unit_name(unit)).collect();
+                if !sealing.sequencer {
+                    silent.push(&self.plan.sequencer);
+                }
+                format!("sealing for epoch {epoch}: waiting for {}", list(&silent))
+            }
+            Phase::Collect(collecting) => {
+                let left = collecting.cursors.keys();
+                let left: Vec<_> = left.map(|unit| self.unit_name(*unit)).collect();
+                format!("collecting stream tails from {}", list(&left))
+            }
+            Phase::Commit { .. } => format!("recording the layout of epoch {epoch}"),
+            Phase::Open(opening) => {
+                let units = self.unit_indexes();
+                let closed = units.filter(|unit| !opening.opened.contains(unit));
+                let mut left: Vec<_> = closed.map(|unit| self.unit_name(unit)).collect();
+                if opening.page.is_some() {
+                    left.push(&self.plan.sequencer);
+                }
+                let epoch = self.history.epoch();
+                format!("opening epoch {epoch}: waiting for {}", list(&left))
+            }
+            Phase::Record { .. } => "recording who entered the new epoch".into(),
+            Phase::Settle(settling) => {
+                let troubles = settling.settle.waiting();
+                let troubles =
+                    troubles.map(|(unit, why)| format!("; {}: {why}", self.unit_name(unit)));
+                format!(
+                    "published; settling what lies below{}",
+                    troubles.collect::<String>()
+                )
+            }
+            Phase::Report { .. } => "published; reporting what is settled".into(),
+            Phase::Idle => "published".into(),
+            Phase::Halted { why } => {
+                return format!("stopped, because the history cannot be recorded: {why}");
+            }
+        };
+        for (errand, why) in self.courier.troubles() {
+            words.push_str(&format!("; {}: {why}", self.whom(errand)));
+        }
+        words
+    }
+
+    fn why_gather(&self, cause: &str) -> String {
+        let objections = self.objections();
+        if !objections.is_empty() {
+            return format!("cannot go on: {}", objections.join("; "));
+        }
+        match self.missing().as_slice() {
+            [] => format!("a reconfiguration is about to begin, because {cause}"),
+            missing => format!(
+                "waiting for {} to say hello, because {cause}",
+                list(missing)
+            ),
+        }
+    }
+}
+
+fn list(names: &[&ServerName]) -> String {
+    let names: Vec<_> = names.iter().map(|name| name.as_str()).collect();
+    names.join(", ")
+}
