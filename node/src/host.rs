@@ -361,7 +361,10 @@ mod tests {
 
     fn reply() -> (Reply, mpsc::Receiver<()>) {
         let (sender, receiver) = mpsc::channel();
-        (Reply::new(move |_| drop(sender.send(()))), receiver)
+        let send = move |_| {
+            let _ = sender.send(());
+        };
+        (Reply::new(send), receiver)
     }
 
     #[tokio::test(start_paused = true)]

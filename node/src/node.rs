@@ -17,8 +17,9 @@ use crate::service::Front;
 
 /// One server process: the roles that its configuration gives it, reachable over QUIC.
 ///
-/// Dropping it stops everything and releases the data directory before it returns; [`Node::close`] does the same
-/// without blocking the runtime meanwhile. Nothing that was acknowledged is lost either way. It installs no signal
+/// Dropping it stops everything and releases the data directory before it returns, the port soon after;
+/// [`Node::close`] also says goodbye to callers, does not block the runtime, and returns when the port is free, too.
+/// Nothing that was acknowledged is lost either way. It installs no signal
 /// handler and no log subscriber.
 pub struct Node {
     // In this order: who serves, then what is served.

@@ -88,10 +88,11 @@ fn unit_config(dir: &Path, name: &str, layout: &str) -> ProcessConfig {
     let tls = TlsPaths::of(dir, name);
     let mut config = ProcessConfig::new(name, "127.0.0.1:0".parse().unwrap(), tls);
     config.data = Some(dir.join(format!("data-{name}")));
-    let mut unit = UnitSettings::default();
-    unit.segment_bytes = 1 << 20;
-    unit.reserve_bytes = 1 << 20;
-    config.unit = Some(unit);
+    config.unit = Some(UnitSettings {
+        segment_bytes: 1 << 20,
+        reserve_bytes: 1 << 20,
+        ..UnitSettings::default()
+    });
     config.layout_servers = vec![ServerAddress::new(SEQUENCER, layout)];
     config
 }
@@ -113,8 +114,8 @@ async fn a_cluster_opens_and_a_returning_server_makes_a_new_epoch() {
     let unit = cluster.start_unit(UNITS[3]).await.unwrap();
     cluster.units[3] = Some(unit);
     let second = client.published(published.layout.epoch).await;
-    // The sequencer's process, which owns the layout too, is dropped and comes back at the same port.
-    drop(cluster.sequencer.take());
+    // The sequencer's process, which owns the layout too, comes back at the same port.
+    cluster.sequencer.take().unwrap().close().await;
     let config = sequencer_config(cluster.dir.path(), &cluster.address);
     cluster.sequencer = Some(Node::start(config, cluster.env.clone()).await.unwrap());
     let third = client.published(second.layout.epoch).await;
