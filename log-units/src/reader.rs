@@ -13,7 +13,7 @@ use crate::index::Place;
 const MOST_READS: usize = 16;
 /// Most jobs under way; more are refused as `Busy`.
 pub(crate) const MOST_JOBS: usize = 4_096;
-/// Most bytes that one answer carries: it must fit a frame.
+/// Bytes that one answer carries, exceeded by one entry at most: it must fit a frame.
 pub(crate) const ANSWER_BYTES: usize = 8 << 20;
 /// Most bytes that jobs under way may hold; more jobs are refused as `Busy`.
 const JOBS_BYTES: usize = 256 << 20;

@@ -270,3 +270,82 @@ fn an_index_takes_sixteen_bytes_per_entry_and_stream() {
     let bytes = sealed.memory();
     assert!(bytes <= 16 * 100_000 + 12 * 50 + 64, "{bytes} bytes");
 }
+
+#[test]
+fn what_was_cut_counts_as_possibly_held() {
+    let mut rig = Rig::open(11);
+    rig.put(1, 0, 5);
+    rig.put(1, 1, 5);
+    let mut disk = rig.disk.clone();
+    let (_, bytes) = disk.files().remove(0);
+    let end = bytes.iter().rposition(|byte| *byte != 0).unwrap() as u64;
+    disk.flip_bit("segment-0000000000000001.log", (end - 3) * 8);
+    let mut rig = Rig::on(disk, config(), 12);
+    assert!(
+        rig.fact("cut_at_start").contains("1 of 1 records"),
+        "{}",
+        rig.fact("cut_at_start")
+    );
+    assert_eq!(
+        rig.seal(2).high,
+        Position(2),
+        "position 1 is not granted again"
+    );
+    rig.open_epoch(2, 2);
+    assert_eq!(rig.read_one(2, 1).0, UnitReadAnswer::Unwritten);
+    let settled = rig.write_values(2, &[(1, None)]);
+    assert_eq!(answers(&settled), [WriteAnswer::Durable]);
+}
+
+#[test]
+fn evidence_of_damage_outlives_a_trim() {
+    let mut rig = Rig::open(13);
+    for position in 0..150 {
+        rig.put(1, position, 5);
+    }
+    let mut disk = rig.disk.clone();
+    disk.lose_file("segment-0000000000000003.log");
+    let mut rig = Rig::on(disk, config(), 14);
+    rig.open_epoch(2, 150);
+    let lost: Vec<u64> = (0..150)
+        .filter(|p| rig.read_one(2, *p).0 == UnitReadAnswer::Lost)
+        .collect();
+    let middle = lost[lost.len() / 2];
+    // Settled as far as that goes: some replica gave up on what nobody has.
+    let settled = UnitRequest::Settled {
+        epoch: Epoch(2),
+        below: Position(150),
+    };
+    rig.ask(settled);
+    assert_eq!(
+        rig.trim(2, middle),
+        ok(UnitResponse::Trimmed {
+            below: Position(middle)
+        })
+    );
+    let mut rig = rig.restarted(15);
+    rig.open_epoch(3, 150);
+    for position in lost {
+        let expected = if position < middle {
+            UnitReadAnswer::Trimmed
+        } else {
+            UnitReadAnswer::Lost
+        };
+        assert_eq!(rig.read_one(3, position).0, expected, "position {position}");
+    }
+    // Above all damage it can go.
+    let files = rig.file_names().len();
+    rig.ask(UnitRequest::Settled {
+        epoch: Epoch(3),
+        below: Position(150),
+    });
+    rig.trim(3, 149);
+    assert!(rig.file_names().len() < files);
+    let mut rig = rig.restarted(16);
+    rig.open_epoch(4, 150);
+    assert!(matches!(
+        rig.read_one(4, 149).0,
+        UnitReadAnswer::Data { .. }
+    ));
+    assert_eq!(rig.fact("lost_span"), "0");
+}

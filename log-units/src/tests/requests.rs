@@ -597,3 +597,75 @@ fn too_much_at_once_is_busy() {
     }
     assert!((1..40).contains(&busy), "{busy}");
 }
+
+#[test]
+fn what_becomes_durable_while_the_disk_is_read_is_not_passed_over() {
+    let mut stopped = 0;
+    for seed in 0..200 {
+        let mut config = config();
+        config.cache_bytes = 0;
+        let mut rig = Rig::on(crate::sim::SimDisk::new(seed), config, seed);
+        rig.open_epoch(1, 0);
+        rig.put(1, 0, 5);
+        rig.put(1, 2, 5);
+        let reading = rig.send(streams_request(1, &[5], 0, 9, 0), Bytes::new());
+        let late = entry(1, 1, &[5], 40);
+        rig.send(write(1, &[(1, Some(late.clone()))]).0, late.bytes().clone());
+        rig.run();
+        let Response::Unit(UnitResponse::Entries {
+            entries, complete, ..
+        }) = &rig.replies[&reading].0
+        else {
+            panic!("entries");
+        };
+        let listed = entries.iter().any(|e| e.0 == Position(1));
+        assert!(
+            listed || *complete <= Position(1),
+            "seed {seed}: {entries:?}, complete {complete}"
+        );
+        stopped += u64::from(!listed);
+    }
+    assert!(stopped > 50);
+}
+
+#[test]
+fn answers_are_bounded() {
+    let mut layout = layout(1, 0, 1, 1, 0, 0);
+    layout.limits.entry_bytes = 4 << 20;
+    for cache in [0, 64 << 20] {
+        let mut config = config();
+        (config.segment_bytes, config.cache_bytes) = (64 << 20, cache);
+        let mut rig = Rig::on(crate::sim::SimDisk::new(1), config, 1);
+        rig.open_layout(layout.clone(), vec![]);
+        for position in 0..5 {
+            let entry = entry(position, position, &[5], 3 << 20);
+            let written = rig.write_values(1, &[(position, Some(entry))]);
+            assert_eq!(answers(&written), [Durable]);
+        }
+        // "Ask again" for what does not fit; each round gives something.
+        let (mut left, mut rounds): (Vec<u64>, _) = ((0..5).collect(), 0);
+        while !left.is_empty() {
+            let (Response::Unit(UnitResponse::Values { answers, .. }), body) =
+                rig.read_full(1, &left)
+            else {
+                panic!("values");
+            };
+            assert!(body.len() <= 13 << 20, "cache {cache}: {answers:?}");
+            let pending = left
+                .iter()
+                .zip(answers)
+                .filter(|(_, a)| *a == UnitReadAnswer::Pending);
+            let again: Vec<u64> = pending.map(|(p, _)| *p).collect();
+            assert!(again.len() < left.len());
+            (left, rounds) = (again, rounds + 1);
+        }
+        assert!(rounds > 1);
+        let (entries, complete, _) = rig.streams(1, &[5], 0, 9);
+        assert_eq!(
+            (entries.len(), complete),
+            (1, 1),
+            "one is given, however large"
+        );
+        assert_eq!(rig.fill(1, 0, 5).len(), 2);
+    }
+}
