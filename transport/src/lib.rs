@@ -8,6 +8,7 @@ mod in_flight;
 mod lock;
 mod memory;
 mod network;
+mod quic;
 mod tls;
 
 pub use bounds::Bounds;
@@ -15,4 +16,5 @@ pub use env::{NoRuntime, TokioEnv};
 pub use identity::{Identity, OtherCluster};
 pub use memory::{MemoryNetwork, Serving};
 pub use network::{CallError, Caller, Network, Peer, Reply, Role, Service, SharedNetwork};
+pub use quic::{BindError, QuicNetwork, QuicServer};
 pub use tls::{Tls, TlsError};

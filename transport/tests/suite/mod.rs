@@ -1,5 +1,12 @@
 //! The conformance suite of the [`Network`] contract, for every implementation.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::cast_possible_truncation,
+    reason = "tests: a panic is a failure, tasks are joined, patterns may wrap"
+)]
+
 pub(crate) mod checks;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -80,7 +87,7 @@ pub(crate) struct World {
     pub(crate) env: SharedEnv,
     pub(crate) client: SharedNetwork,
     pub(crate) toy: Arc<Toy>,
-    pub(crate) server: Running,
+    pub(crate) _server: Running,
 }
 
 impl World {
@@ -89,7 +96,7 @@ impl World {
         Self {
             env: under.env(),
             client: under.client(0),
-            server: under.serve(0, toy.clone()).await,
+            _server: under.serve(0, toy.clone()).await,
             toy,
             under,
         }

@@ -1,0 +1,259 @@
+//! The way to one server: the connection if there is one, else the one attempt to make it.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use milonga_protocol::env::Time;
+use quinn::{Connecting, Connection, ConnectionError};
+use tokio::sync::watch;
+
+use super::client::Dialler;
+use super::failure::dial;
+use super::frames::Frames;
+use super::greeting::{Unwelcome, receive, send};
+use super::numbers::{Numbers, dialled};
+use super::settings::CALL_STREAMS;
+use super::wire::{Opened, Wire};
+use crate::lock::lock;
+use crate::network::{CallError, Peer};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// First packets are repeated ever more slowly, so a server that starts meanwhile is found sooner by a new attempt.
+const FIRST_ATTEMPT: Duration = Duration::from_secs(1);
+
+type Outcome = Result<Arc<Wire>, CallError>;
+
+/// One peer's connection. At most one attempt to make it is under way, whoever waits for it.
+pub(super) struct Link {
+    peer: Peer,
+    state: Mutex<State>,
+}
+
+enum State {
+    /// None; the next attempt begins at the earliest then.
+    Down {
+        failures: u32,
+        not_before: Time,
+    },
+    Dialling(watch::Receiver<Option<Outcome>>),
+    Up(Arc<Wire>),
+}
+
+impl Link {
+    pub(super) fn new(peer: Peer) -> Arc<Self> {
+        Arc::new(Self {
+            peer,
+            state: Mutex::new(State::Down {
+                failures: 0,
+                not_before: Time::default(),
+            }),
+        })
+    }
+
+    pub(super) const fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    /// Whether nothing is gained by keeping it.
+    pub(super) fn is_idle(&self) -> bool {
+        matches!(*lock(&self.state), State::Down { .. })
+    }
+
+    /// The connection if there is one.
+    pub(super) fn up(&self) -> Option<Arc<Wire>> {
+        match &*lock(&self.state) {
+            State::Up(wire) => Some(wire.clone()),
+            _ => None,
+        }
+    }
+
+    /// The connection; made first if need be.
+    pub(super) async fn wire(
+        self: &Arc<Self>,
+        dialler: &Arc<Dialler>,
+        deadline: Time,
+    ) -> Result<Arc<Wire>, CallError> {
+        let mut outcome = {
+            let mut state = lock(&self.state);
+            match &*state {
+                State::Up(wire) => return Ok(wire.clone()),
+                State::Dialling(outcome) if outcome.has_changed().is_ok() => outcome.clone(),
+                // Down, or an attempt that ended with its runtime.
+                _ => self.begin(&mut state, dialler),
+            }
+        };
+        let outcome = tokio::select! {
+            biased;
+            outcome = outcome.wait_for(Option::is_some) => outcome.ok().and_then(|o| o.clone()),
+            () = dialler.env.sleep_until(deadline) => Some(Err(self.silent())),
+        };
+        outcome.unwrap_or_else(|| Err(self.unreachable("the runtime is shutting down")))
+    }
+
+    /// The connection is gone.
+    pub(super) fn lost(&self, wire: &Arc<Wire>) {
+        let mut state = lock(&self.state);
+        if matches!(&*state, State::Up(current) if Arc::ptr_eq(current, wire)) {
+            *state = State::Down {
+                failures: 0,
+                not_before: Time::default(),
+            };
+        }
+    }
+
+    fn begin(
+        self: &Arc<Self>,
+        state: &mut State,
+        dialler: &Arc<Dialler>,
+    ) -> watch::Receiver<Option<Outcome>> {
+        let (failures, not_before) = match *state {
+            State::Down {
+                failures,
+                not_before,
+            } => (failures, not_before),
+            _ => (0, Time::default()),
+        };
+        let (done, outcome) = watch::channel(None);
+        *state = State::Dialling(outcome.clone());
+        let env = dialler.env.clone();
+        let (link, dialler) = (self.clone(), dialler.clone());
+        let attempt = async move {
+            let env = &dialler.env;
+            env.sleep_until(not_before).await;
+            let opened = link.open(&dialler).await;
+            dialled(opened.is_ok());
+            let outcome = opened.map(|opened| {
+                let link = Arc::downgrade(&link);
+                Wire::start(opened, env, &dialler.identity, &dialler.bounds, link)
+            });
+            *lock(&link.state) = match &outcome {
+                Ok(wire) => State::Up(wire.clone()),
+                Err(error) => {
+                    tracing::debug!(peer = %link.peer, %error, "no connection");
+                    let pause = FIRST_PAUSE * 2u32.saturating_pow(failures.min(10));
+                    State::Down {
+                        failures: failures + 1,
+                        not_before: env.now().after(pause.min(LONGEST_PAUSE)),
+                    }
+                }
+            };
+            done.send_replace(Some(outcome));
+        };
+        env.spawn("dial", Box::pin(attempt)).detach();
+        outcome
+    }
+
+    /// Makes a connection, within the bound on handshakes.
+    async fn open(&self, dialler: &Dialler) -> Result<Opened, CallError> {
+        let env = &dialler.env;
+        let end = env.now().after(dialler.bounds.handshake);
+        let connection = self.connect(dialler, end).await?;
+        tokio::select! {
+            biased;
+            opened = self.greet(dialler, connection) => opened,
+            () = env.sleep_until(end) => Err(self.unreachable("it took the connection but says nothing")),
+        }
+    }
+
+    async fn connect(&self, dialler: &Dialler, end: Time) -> Result<Connection, CallError> {
+        let env = &dialler.env;
+        let mut patience = FIRST_ATTEMPT;
+        loop {
+            let attempt = async {
+                self.attempt(dialler)
+                    .await?
+                    .await
+                    .map_err(|e| dial(&self.peer, &e))
+            };
+            let until = env.now().after(patience).min(end);
+            tokio::select! {
+                biased;
+                connection = attempt => return connection,
+                () = env.sleep_until(until) => {}
+            }
+            if until == end {
+                return Err(self.silent());
+            }
+            patience *= 2;
+        }
+    }
+
+    async fn attempt(&self, dialler: &Dialler) -> Result<Connecting, CallError> {
+        let address = self.resolve().await?;
+        let endpoint = dialler
+            .endpoint(address)
+            .map_err(|why| self.unreachable(&why))?;
+        endpoint
+            .connect_with(dialler.config.clone(), address, self.peer.name.as_str())
+            .map_err(|error| self.unreachable(&error.to_string()))
+    }
+
+    async fn resolve(&self) -> Result<SocketAddr, CallError> {
+        let text = &*self.peer.address;
+        if let Ok(address) = text.parse() {
+            return Ok(address);
+        }
+        let hint = "the address should be `host:port`";
+        match tokio::net::lookup_host(text).await {
+            Ok(mut found) => found
+                .next()
+                .ok_or_else(|| self.unreachable("its host name has no address")),
+            Err(error) => Err(self.unreachable(&format!("{error}; {hint}"))),
+        }
+    }
+
+    async fn greet(&self, dialler: &Dialler, connection: Connection) -> Result<Opened, CallError> {
+        let lost = |error: ConnectionError| dial(&self.peer, &error);
+        let numbers = Numbers::new("client");
+        let (mut first, recv) = connection.open_bi().await.map_err(lost)?;
+        let mut frames = Frames::new(recv, numbers.clone());
+        send(&mut first, &dialler.identity).await;
+        let theirs = match receive(&mut frames, &dialler.identity).await {
+            Ok(theirs) => theirs,
+            Err(unwelcome) => return Err(self.unwelcome(&connection, unwelcome).await),
+        };
+        let mut others = Vec::new();
+        for _ in 1..CALL_STREAMS {
+            others.push(connection.open_bi().await.map_err(lost)?);
+        }
+        let bulk = connection.open_uni().await.map_err(lost)?;
+        // Small calls first. A closed stream shows elsewhere.
+        let _ = bulk.set_priority(-1);
+        Ok(Opened {
+            connection,
+            theirs,
+            first: (first, frames),
+            others,
+            bulk,
+            numbers,
+        })
+    }
+
+    async fn unwelcome(&self, connection: &Connection, unwelcome: Unwelcome) -> CallError {
+        if matches!(unwelcome, Unwelcome::Lost(_)) {
+            // The server's verdict on this side, certificate included, comes as the reason of the loss.
+            return dial(&self.peer, &connection.closed().await);
+        }
+        let why = unwelcome.to_string();
+        unwelcome.close().close(connection, &why);
+        CallError::Handshake {
+            peer: self.peer.to_string(),
+            why,
+        }
+    }
+
+    fn silent(&self) -> CallError {
+        self.unreachable(
+            "it does not answer; is it running, at that address, with its port open for UDP?",
+        )
+    }
+
+    fn unreachable(&self, why: &str) -> CallError {
+        CallError::Unreachable {
+            peer: self.peer.to_string(),
+            why: why.to_owned(),
+        }
+    }
+}
