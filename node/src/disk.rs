@@ -11,12 +11,14 @@
 mod files;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 use milonga_log_units::{Disk, DiskDone, DiskError, DiskOp, FileName, OpId};
+use milonga_protocol::SharedEnv;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::lock::DirectoryError;
@@ -46,8 +48,8 @@ pub(crate) struct DiskHandle {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
 struct Shared {
+    env: SharedEnv,
     files: Files,
     stop: AtomicBool,
     waiting: Mutex<Waiting>,
@@ -78,10 +80,12 @@ impl FileDisk {
     ///
     /// The caller holds the directory's lock and keeps it until this is dropped.
     pub(crate) fn open(
+        env: &SharedEnv,
         directory: &Path,
         done: &UnboundedSender<Completion>,
     ) -> Result<Self, DirectoryError> {
         let shared = Arc::new(Shared {
+            env: Arc::clone(env),
             files: Files::open(directory)?,
             stop: AtomicBool::new(false),
             waiting: Mutex::default(),
@@ -202,7 +206,10 @@ impl Shared {
             if self.stop.load(Ordering::SeqCst) {
                 return;
             }
+            let began = self.env.now();
             let result = self.files.run(&op, &self.stop);
+            let took = self.env.now().since(began).as_secs_f64();
+            metrics::histogram!("milonga_disk_seconds", "op" => kind(&op)).record(took);
             if self.stop.load(Ordering::SeqCst) {
                 return;
             }
@@ -214,6 +221,26 @@ impl Shared {
                 return;
             }
         }
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.files.fmt(f)
+    }
+}
+
+const fn kind(op: &DiskOp) -> &'static str {
+    match op {
+        DiskOp::Create { .. } => "create",
+        DiskOp::WriteAt { sync: true, .. } => "write_sync",
+        DiskOp::WriteAt { sync: false, .. } => "write",
+        DiskOp::ReadAt { .. } => "read",
+        DiskOp::Sync { .. } => "sync",
+        DiskOp::Rename { .. } => "rename",
+        DiskOp::Remove { .. } => "remove",
+        DiskOp::List => "list",
+        DiskOp::Space => "space",
     }
 }
 
@@ -232,11 +259,14 @@ fn touched(op: &DiskOp) -> Vec<&FileName> {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use milonga_transport::TokioEnv;
     use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
     use super::*;
+    use crate::tests::SmallDisk;
 
     struct Rig {
+        _runtime: tokio::runtime::Runtime,
         disk: FileDisk,
         done: UnboundedReceiver<Completion>,
         next: u64,
@@ -244,9 +274,13 @@ mod tests {
 
     impl Rig {
         fn open(path: &Path) -> Self {
+            let runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = { runtime }.enable_time().build().unwrap();
+            let env: SharedEnv = runtime.block_on(async { TokioEnv::new() });
             let (sender, done) = unbounded_channel();
-            let disk = FileDisk::open(path, &sender).unwrap();
+            let disk = FileDisk::open(&env, path, &sender).unwrap();
             Self {
+                _runtime: runtime,
                 disk,
                 done,
                 next: 0,
@@ -388,35 +422,13 @@ mod tests {
         }
     }
 
-    /// A small file system of its own; `None` if this process may not mount.
-    struct SmallDisk(tempfile::TempDir);
-
-    impl SmallDisk {
-        fn mount(size: &str) -> Option<Self> {
-            let dir = tempfile::tempdir().unwrap();
-            let options = format!("size={size}");
-            let mut mount = std::process::Command::new("mount");
-            mount.args(["-t", "tmpfs", "-o", &options, "tmpfs"]);
-            let output = mount.arg(dir.path()).output();
-            output.is_ok_and(|o| o.status.success()).then(|| Self(dir))
-        }
-    }
-
-    impl Drop for SmallDisk {
-        fn drop(&mut self) {
-            let mut umount = std::process::Command::new("umount");
-            let done = umount.arg("--lazy").arg(self.0.path()).status();
-            assert!(done.unwrap().success());
-        }
-    }
-
     #[test]
     fn a_full_disk_is_told_apart_and_goes_on_when_space_is_back() {
         let Some(small) = SmallDisk::mount("4m") else {
             println!("skipped: cannot mount a small tmpfs here (needs root)");
             return;
         };
-        let mut rig = Rig::open(small.0.path());
+        let mut rig = Rig::open(small.path());
         assert_eq!(rig.run(create("a", 2 << 20)), Ok(DiskDone::Done));
         assert_eq!(rig.run(create("b", 3 << 20)), Err(DiskError::Full));
         let only_a = DiskDone::Files(vec![("a".into(), 2 << 20)]);

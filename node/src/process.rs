@@ -141,7 +141,7 @@ impl Process {
         config.soft_reserve_bytes = settings.reserve_bytes;
         config.cache_bytes = settings.cache_bytes;
         let (done, events) = unbounded_channel();
-        let disk = FileDisk::open(directory, &done)?;
+        let disk = FileDisk::open(env, directory, &done)?;
         let mut submit = disk.handle();
         self.disk = Some(disk);
         let (core, mut state) = UnitRole::new(Unit::start(config, env.random()));

@@ -95,7 +95,7 @@ mod tests {
             let mut config = UnitConfig::new(UnitId(n), "unit-1a".into());
             config.segment_bytes = 1 << 20;
             let (done, events) = unbounded_channel();
-            let disk = FileDisk::open(dir.path(), &done).unwrap();
+            let disk = FileDisk::open(&env, dir.path(), &done).unwrap();
             let mut submit = disk.handle();
             let (core, mut state) = UnitRole::new(Unit::start(config, env.random()));
             let (unit, _task) = host::start(&env, core, events, move |(op, what)| {

@@ -3,10 +3,15 @@
 use std::path::Path;
 use std::time::Duration;
 
+use super::SmallDisk;
 use super::raw::{Raw, id, raw};
 use crate::{EmbeddedNode, EmbeddedOptions};
-use milonga_protocol::messages::UnitReadAnswer;
-use milonga_protocol::{Epoch, Position, SharedEnv, StreamId};
+use bytes::Bytes;
+use milonga_protocol::frame::Message;
+use milonga_protocol::messages::{
+    Hello, LayoutRequest, Refusal, Request, Response, SequencerRequest, UnitReadAnswer, UnitRequest,
+};
+use milonga_protocol::{Epoch, Incarnation, Position, SharedEnv, StreamId};
 use milonga_transport::TokioEnv;
 
 fn options() -> EmbeddedOptions {
@@ -154,4 +159,88 @@ async fn a_lost_unit_directory_is_refused() {
     let text = EmbeddedNode::start(dir.path(), env, short).await;
     let text = text.unwrap_err().to_string();
     assert!(text.contains("embedded"), "names the unit: {text}");
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_appends_until_space_is_back() {
+    let Some(small) = SmallDisk::mount("16m") else {
+        println!("skipped: cannot mount a small tmpfs here (needs root)");
+        return;
+    };
+    let env: SharedEnv = TokioEnv::new();
+    let dir = small.path().join("log");
+    let ballast = small.path().join("ballast");
+    let (node, raw) = open(&env, &dir).await;
+    let published = raw.published(Epoch::NONE).await;
+    let append = async |n| raw.append(&published, id(n), StreamId::raw(1), "x").await;
+    let first = append(0).await.expect("there is space");
+    let mut n = 0;
+    let mut until = async |full: bool| {
+        for _ in 0..200 {
+            n += 1;
+            match append(n).await {
+                Ok(_) if !full => return,
+                Err(why) if full && why.contains("Full") => return,
+                _ => {}
+            }
+            env.sleep(Duration::from_millis(50)).await;
+        }
+        panic!("the unit does not notice that the disk is {full}");
+    };
+    // All but half of the unit's reserve.
+    let free = rustix::fs::statvfs(small.path()).unwrap();
+    let free = free.f_bavail * free.f_frsize;
+    let size = usize::try_from(free).unwrap() - (1 << 19);
+    std::fs::write(&ballast, vec![1; size]).unwrap();
+    until(true).await;
+    let (answer, _) = raw.read(&published, first).await.unwrap();
+    assert!(matches!(answer, UnitReadAnswer::Data { .. }), "reads go on");
+    std::fs::remove_file(&ballast).unwrap();
+    until(false).await;
+    node.close().await;
+}
+
+#[tokio::test]
+async fn only_servers_steer_and_nonsense_is_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let env: SharedEnv = TokioEnv::new();
+    let (_node, raw) = open(&env, dir.path()).await;
+    let to = raw.layout.clone();
+    let epoch = Epoch(99);
+    let hello = Hello {
+        name: "embedded".into(),
+        address: "elsewhere".into(),
+        incarnation: Incarnation(1),
+        unit: None,
+        sequencer: true,
+    };
+    for request in [
+        Request::Unit(UnitRequest::Seal { epoch }),
+        Request::Sequencer(SequencerRequest::Seal { epoch }),
+        Request::Layout(LayoutRequest::Hello(hello)),
+    ] {
+        let answer = raw.call(&to, request, Bytes::new()).await.unwrap().0;
+        let refused = matches!(answer, Response::Refused(Refusal::NotAllowed { .. }));
+        assert!(refused, "{answer:?}");
+    }
+    let nonsense = Message {
+        header: Bytes::from_static(&[0xff; 9]),
+        body: Bytes::new(),
+    };
+    let deadline = env.now().after(Duration::from_secs(1));
+    let answer = raw.network.call(&to, nonsense, deadline).await.unwrap();
+    let answer = Response::decode(&answer).unwrap();
+    let malformed = matches!(answer, Response::Refused(Refusal::Malformed { .. }));
+    assert!(malformed, "{answer:?}");
+    let answer = raw
+        .call(&to, Request::Status, Bytes::new())
+        .await
+        .unwrap()
+        .0;
+    assert!(matches!(answer, Response::Status(_)), "{answer:?}");
+    let published = raw.published(Epoch::NONE).await;
+    let appended = raw
+        .append(&published, id(1), StreamId::raw(1), "undisturbed")
+        .await;
+    appended.expect("nothing was sealed");
 }
