@@ -11,6 +11,8 @@ pub(crate) struct JunkSet {
     ranges: BTreeMap<u64, (u64, u64)>,
     /// Length of the longest range: how far back a lookup has to go.
     longest: u64,
+    /// First position above all.
+    end: u64,
 }
 
 impl JunkSet {
@@ -28,6 +30,7 @@ impl JunkSet {
             *slot = (end, junk.stride);
         }
         self.longest = self.longest.max(slot.0 - from);
+        self.end = self.end.max(end);
     }
 
     /// Start of the range that `junk` continues.
@@ -63,8 +66,8 @@ impl JunkSet {
     }
 
     /// First position above all.
-    pub(crate) fn end(&self) -> u64 {
-        self.ranges.values().map(|range| range.0).max().unwrap_or(0)
+    pub(crate) const fn end(&self) -> u64 {
+        self.end
     }
 
     /// Number of ranges.
@@ -76,7 +79,7 @@ impl JunkSet {
     pub(crate) fn cut(&mut self, from: u64) {
         self.ranges.split_off(&from);
         let kept = self.list();
-        self.ranges.clear();
+        *self = Self::default();
         for mut junk in kept {
             junk.end = junk.end.min(from);
             self.insert(junk);

@@ -98,7 +98,8 @@ impl SimDisk {
             return false;
         };
         let result = self.carry_out(&op);
-        self.trace.push(format!("{op:?} -> {}", outcome(&result)));
+        self.trace
+            .push(format!("{} -> {}", describe(&op), outcome(&result)));
         self.completions.push_back((id, result));
         true
     }
@@ -430,6 +431,23 @@ fn names(op: &DiskOp) -> Vec<FileName> {
         | DiskOp::Remove { name } => vec![name.clone()],
         DiskOp::Rename { from, to } => vec![from.clone(), to.clone()],
         DiskOp::ReadAt { .. } | DiskOp::List | DiskOp::Space => Vec::new(),
+    }
+}
+
+fn describe(op: &DiskOp) -> String {
+    match op {
+        DiskOp::WriteAt {
+            name,
+            offset,
+            data,
+            sync,
+        } => {
+            let sum = |crc, part: &Bytes| crc32c::crc32c_append(crc, part);
+            let crc = data.iter().fold(0, sum);
+            let len: usize = data.iter().map(Bytes::len).sum();
+            format!("write {name} at {offset}: {len} bytes, {crc:08x}, sync {sync}")
+        }
+        other => format!("{other:?}"),
     }
 }
 

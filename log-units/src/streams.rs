@@ -57,7 +57,7 @@ impl Unit {
         }
         read.streams.sort_unstable();
         read.streams.dedup();
-        if wait_ms > 0 && self.parked.len() < MOST_PARKED && !self.has_news(&read) {
+        if wait_ms > 0 && self.parked.len() < MOST_PARKED && !self.has_news(&read, false) {
             let wait = Duration::from_millis(wait_ms.min(LONGEST_WAIT_MS).into());
             self.parked.push(Parked {
                 deadline: self.now.after(wait),
@@ -78,7 +78,8 @@ impl Unit {
     }
 
     /// Whether a read can be answered with anything: entries, progress, or the reason why there will be none.
-    fn has_news(&self, read: &StreamsRead) -> bool {
+    /// For one that was found without (`waits`), only what came since matters: that is in the active segment.
+    fn has_news(&self, read: &StreamsRead, waits: bool) -> bool {
         if read.from < self.trimmed() || read.from >= read.to {
             return true;
         }
@@ -87,7 +88,25 @@ impl Unit {
         };
         let next = range.first_at_or_above(read.from);
         let decided = self.index.held(next).is_some() || self.index.is_lost(next);
-        decided || next > read.from || !self.candidates(read, range.to, 1).is_empty()
+        if decided || next > read.from {
+            return true;
+        }
+        if !waits {
+            return !self.candidates(read, range.to, 1).is_empty();
+        }
+        let mut found = Vec::new();
+        if let Some(active) = &self.index.active {
+            for stream in &read.streams {
+                active.stream(
+                    stream.0,
+                    read.from.0,
+                    read.to.min(range.to).0,
+                    1,
+                    &mut found,
+                );
+            }
+        }
+        !found.is_empty()
     }
 
     fn range(&self, index: usize) -> Option<UnitRange> {
@@ -225,7 +244,7 @@ impl Unit {
         }
         let parked = std::mem::take(&mut self.parked);
         for parked in parked {
-            if self.has_news(&parked.read) {
+            if self.has_news(&parked.read, true) {
                 self.give_streams(parked.call, parked.read);
             } else {
                 self.parked.push(parked);

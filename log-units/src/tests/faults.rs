@@ -201,12 +201,13 @@ fn an_unreadable_file_is_lost_not_unwritten() {
 
 #[test]
 fn foreign_and_newer_directories_are_refused() {
+    type Files = Vec<(String, Vec<u8>)>;
     let rig = {
         let mut rig = Rig::open(7);
         rig.put(1, 0, 5);
         rig
     };
-    let refused = |change: &dyn Fn(&mut Vec<(String, Vec<u8>)>)| {
+    let refused = |change: &dyn Fn(&mut Files)| {
         let mut files = rig.disk.files();
         change(&mut files);
         files.sort();

@@ -63,7 +63,7 @@ fn speed() {
         let started = Instant::now();
         for (at, (request, body)) in requests.into_iter().enumerate() {
             unit.handle(Time::default(), CallId(at as u64 + 1), request, body);
-            if at as u64 % (256 / items).max(1) == 0 {
+            if (at as u64).is_multiple_of((256 / items).max(1)) {
                 turn(&mut unit, &mut replies);
             }
         }
