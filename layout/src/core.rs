@@ -24,6 +24,9 @@ const NOT_SERVING_FOR: Duration = Duration::from_millis(500);
 ///
 /// Feed it requests, outcomes and time; carry out what [`Self::poll_effect`] gives, in order. Effects of one core may
 /// be abandoned at any point (a crash): a core started from the store goes on.
+///
+/// Servers repeat their hello at least once a second: one that was silent for three is waited for before anything is
+/// sealed.
 #[derive(Debug)]
 pub struct LayoutCore {
     pub(crate) plan: ClusterPlan,

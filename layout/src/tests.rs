@@ -1,1 +1,401 @@
+//! The whole procedure over a seeded network. Every failure names its seed or its step; the same one fails again.
 
+mod unit;
+mod world;
+
+use std::time::Duration;
+
+use milonga_protocol::messages::{CallId, LayoutRequest, LayoutResponse, Lease, Response};
+use milonga_protocol::{ClusterId, Epoch, Position, ServerName, Time, UnitId};
+
+use unit::Unit;
+use world::{SEQUENCER, World};
+
+use crate::{LayoutEffect, StoreError};
+
+fn opened(seed: u64) -> World {
+    let mut world = World::new(seed, 2, 2);
+    world.run_for(1_000);
+    assert!(world.is_served(), "{:?}", world.core().facts());
+    world
+}
+
+fn name(name: &str) -> ServerName {
+    name.into()
+}
+
+fn epoch(world: &World) -> u64 {
+    world.store.history().epoch().0
+}
+
+fn state(world: &mut World) -> String {
+    world.core().facts()["state"].clone()
+}
+
+#[test]
+fn genesis_makes_epoch_1() {
+    let mut world = opened(1);
+    let published = world.core().published_layout().expect("served");
+    assert_eq!(published.layout.epoch, Epoch(1));
+    assert_eq!(published.layout.start, Position::ZERO);
+    assert_eq!(published.layout.segments[0].chains.len(), 2);
+    assert_eq!(published.addresses[&name("unit-00")], "unit-00:1");
+    assert_eq!(world.core().cluster(), Some(published.layout.cluster));
+    for unit in world.units.values() {
+        assert_eq!(world.store.history().opened(unit.id), Some(Epoch(1)));
+    }
+    world.heal_and_check();
+}
+
+#[test]
+fn what_starts_together_shares_one_reconfiguration() {
+    let mut world = opened(2);
+    for _ in 0..20 {
+        world.append();
+    }
+    for server in world.servers() {
+        world.restart(&server);
+    }
+    world.heal_and_check();
+    assert_eq!(epoch(&world), 2);
+    // Everything at once, the layout server included.
+    world.crash_core();
+    for server in world.servers() {
+        world.restart(&server);
+    }
+    world.heal_and_check();
+    assert_eq!(epoch(&world), 3);
+}
+
+#[test]
+fn nothing_is_sealed_before_all_are_heard_of() {
+    let mut world = World::new(3, 2, 2);
+    world.down = vec![name("unit-11"), name(SEQUENCER)];
+    world.run_for(5_000);
+    let words = state(&mut world);
+    assert!(
+        words.contains("waiting for unit-11, sequencer-1"),
+        "{words}"
+    );
+    assert_eq!(world.effects, 0);
+    world.down.clear();
+    world.heal_and_check();
+    // A unit that only pauses is not missed by anybody.
+    world.down = vec![name("unit-00")];
+    world.run_for(10_000);
+    assert_eq!(epoch(&world), 1);
+    world.down.clear();
+    // One that is away while another returns is waited for, and the published layout stays.
+    world.down = vec![name("unit-00")];
+    world.run_for(4_000);
+    world.restart(&name("unit-01"));
+    world.run_for(4_000);
+    assert_eq!(epoch(&world), 1);
+    assert!(state(&mut world).contains("waiting for unit-00"));
+    assert!(world.core().published_layout().is_some());
+    assert_eq!(world.units[&name("unit-10")].serves(), Epoch(1));
+    world.heal_and_check();
+    assert_eq!(epoch(&world), 2);
+}
+
+#[test]
+fn a_report_of_a_sealed_epoch_counts_once() {
+    let mut world = opened(4);
+    let report = |world: &mut World, epoch| {
+        let (now, epoch) = (world.now, Epoch(epoch));
+        let report = LayoutRequest::ReportSealed { epoch };
+        world.core().handle(now, CallId(0), report);
+    };
+    report(&mut world, 1);
+    report(&mut world, 1);
+    world.run_for(2);
+    report(&mut world, 1);
+    world.heal_and_check();
+    assert_eq!(epoch(&world), 2);
+    for other in [0, 1, 3] {
+        report(&mut world, other);
+    }
+    world.heal_and_check();
+    assert_eq!(epoch(&world), 2);
+}
+
+#[test]
+fn a_unit_that_silently_stopped_serving_is_noticed() {
+    let mut world = opened(5);
+    // Same run, but it serves nothing.
+    world.units.get_mut(&name("unit-01")).unwrap().restart();
+    world.run_for(3_000);
+    world.heal_and_check();
+    assert_eq!(epoch(&world), 2);
+}
+
+#[test]
+fn gets_wait_for_the_next_layout() {
+    let mut world = World::new(6, 1, 1);
+    let get = |world: &mut World, call, known, wait_ms| {
+        let (now, known) = (world.now, Epoch(known));
+        let request = LayoutRequest::Get { known, wait_ms };
+        world.core().handle(now, CallId(call), request);
+    };
+    let answers = |world: &mut World| {
+        world.run_for(0);
+        let epoch = |response| match response {
+            Response::Layout(LayoutResponse::Layout(published)) => published.layout.epoch.0,
+            Response::Layout(LayoutResponse::Waiting { why }) => {
+                assert!(!why.is_empty());
+                0
+            }
+            other => panic!("{other:?}"),
+        };
+        let replies = std::mem::take(&mut world.replies).into_iter();
+        replies
+            .map(|(call, r)| (call.0, epoch(r)))
+            .collect::<Vec<_>>()
+    };
+    world.down = world.servers();
+    get(&mut world, 1, 0, 0);
+    get(&mut world, 2, 0, 100);
+    get(&mut world, 3, 0, 60_000);
+    world.run_for(1);
+    assert_eq!(answers(&mut world), [(1, 0)]);
+    world.run_for(200);
+    assert_eq!(answers(&mut world), [(2, 0)]);
+    world.down.clear();
+    world.run_for(1_500);
+    assert_eq!(answers(&mut world), [(3, 1)]);
+    get(&mut world, 4, 0, 100);
+    get(&mut world, 5, 1, 60_000);
+    world.run_for(1_000);
+    assert_eq!(answers(&mut world), [(4, 1)]);
+    world.restart(&name("unit-00"));
+    world.run_for(500);
+    assert_eq!(answers(&mut world), [(5, 2)]);
+}
+
+#[test]
+fn an_embedded_log_opens_without_waiting() {
+    let mut world = World::new(7, 1, 1);
+    world.plan.lease = Lease::DirectoryLock;
+    world.start_core();
+    world.run_for(30);
+    assert!(world.is_served(), "{}", state(&mut world));
+    world.heal_and_check();
+}
+
+// ------------------------------------------------------------------------------------------------ refusals
+
+/// Starts `world` anew and expects that nothing begins, with these words.
+fn stuck(world: &mut World, words: &[&str]) {
+    let (before, units) = (epoch(world), world.units.len());
+    world.crash_core();
+    world.start_core();
+    let effects = world.effects;
+    world.run_for(3_000);
+    assert_eq!(epoch(world), before);
+    assert_eq!(world.effects, effects, "something was sent");
+    assert_eq!(world.units.len(), units);
+    let state = state(world);
+    for word in words {
+        assert!(state.contains(word), "{word:?} is missing in: {state}");
+    }
+}
+
+#[test]
+fn data_without_a_history_is_refused() {
+    let mut world = opened(10);
+    world.store = crate::LayoutStore::memory();
+    stuck(
+        &mut world,
+        &["unit-00 holds data of cluster", "restore the history"],
+    );
+}
+
+#[test]
+fn an_emptied_directory_is_refused() {
+    let mut world = opened(11);
+    let lost = world.units.insert(name("unit-10"), Unit::new(99)).unwrap();
+    stuck(&mut world, &["unit-10 came with an empty directory"]);
+    // Also without a restart of the layout server; and all is well once the directory is back.
+    world.units.insert(name("unit-10"), lost);
+    world.heal_and_check();
+    let before = epoch(&world);
+    let lost = world.units.insert(name("unit-10"), Unit::new(98)).unwrap();
+    world.restart(&name("unit-10"));
+    world.run_for(3_000);
+    assert!(state(&mut world).contains("unit-10 came with an empty directory"));
+    assert_eq!(epoch(&world), before);
+    world.units.insert(name("unit-10"), lost);
+    world.restart(&name("unit-10"));
+    world.heal_and_check();
+}
+
+#[test]
+fn a_restored_backup_is_refused() {
+    let mut world = opened(12);
+    world.restart(&name("unit-00"));
+    world.heal_and_check();
+    world.units.get_mut(&name("unit-01")).unwrap().persisted = Epoch(1);
+    stuck(
+        &mut world,
+        &["unit-01 has lost its past: it confirmed epoch 2"],
+    );
+    world.units.get_mut(&name("unit-01")).unwrap().persisted = Epoch(5);
+    stuck(
+        &mut world,
+        &["unit-01 has served epoch 5, but the history ends with epoch 2"],
+    );
+}
+
+#[test]
+fn foreign_units_are_refused() {
+    let mut world = opened(13);
+    world.units.get_mut(&name("unit-01")).unwrap().cluster = Some(ClusterId(3));
+    stuck(&mut world, &["unit-01 belongs to cluster"]);
+    let mut world = opened(14);
+    let a = world.units.remove(&name("unit-00")).unwrap();
+    let b = world.units.insert(name("unit-01"), a).unwrap();
+    world.units.insert(name("unit-00"), b);
+    stuck(&mut world, &["unit-00 came with the directory of unit"]);
+    let mut world = World::new(15, 1, 2);
+    for unit in world.units.values_mut() {
+        unit.id = UnitId(4);
+    }
+    stuck(&mut world, &["unit-00 and unit-01 have the same identity"]);
+}
+
+#[test]
+fn a_failed_store_stops_it_with_the_reason() {
+    let mut world = opened(16);
+    let mut core = world.core.take().expect("running");
+    let mut now = world.now;
+    let report = LayoutRequest::ReportSealed { epoch: Epoch(1) };
+    core.handle(now, CallId(0), report.clone());
+    let store = loop {
+        match core.poll_effect() {
+            Some(LayoutEffect::Store { id, .. }) => break id,
+            Some(_) => {}
+            None => {
+                now = core.next_time().expect("it goes on by itself");
+                core.handle_time(now);
+            }
+        }
+    };
+    let path = "layout.redb".into();
+    let why = "no space left".into();
+    core.stored(now, store, Err(StoreError::Disk { path, why }));
+    assert!(core.facts()["state"].contains("no space left"));
+    // What is published stays, and nothing is decided any more.
+    assert!(core.published_layout().is_some());
+    core.handle(now, CallId(0), report);
+    core.handle_time(now.after(Duration::from_secs(9)));
+    let mut effects = std::iter::from_fn(|| core.poll_effect());
+    assert!(effects.all(|effect| matches!(effect, LayoutEffect::Reply(..))));
+}
+
+#[test]
+fn a_configuration_with_other_units_is_refused() {
+    let world = opened(17);
+    let mut plan = world.plan.clone();
+    plan.units[0].pop();
+    let error =
+        crate::LayoutCore::start(plan, world.store.history(), ClusterId(1), Time::default());
+    let words = error.expect_err("other units").to_string();
+    assert!(words.contains("was made with"), "{words}");
+}
+
+// ------------------------------------------------------------------------------------ faults at every step
+
+/// Runs a restart of everything with `fault` at the `n`th effect; says whether there were that many.
+fn at_effect(seed: u64, n: u64, fault: impl Fn(&mut World)) -> bool {
+    let mut world = opened(seed);
+    for _ in 0..30 {
+        world.append();
+    }
+    for server in world.servers() {
+        world.restart(&server);
+    }
+    let (first, mut done) = (world.effects, false);
+    let until = world.now.after(Duration::from_secs(1));
+    world.run_until(until, |world| {
+        if !done && world.effects - first >= n {
+            done = true;
+            fault(world);
+        }
+    });
+    println!("seed {seed}, step {n}");
+    world.heal_and_check();
+    done
+}
+
+#[test]
+fn the_leader_may_crash_between_any_two_effects() {
+    let mut n = 0;
+    while at_effect(20 + n, n, |world| {
+        world.crash_core();
+        world.start_core();
+    }) {
+        n += 1;
+    }
+    assert!(n > 30, "only {n} steps");
+}
+
+#[test]
+fn genesis_may_be_cut_anywhere() {
+    for n in 0..40 {
+        println!("step {n}");
+        let mut world = World::new(n, 2, 2);
+        let until = Time::from_start(Duration::from_secs(1));
+        let mut done = false;
+        world.run_until(until, |world| {
+            if !done && world.effects >= n {
+                done = true;
+                world.crash_core();
+                world.start_core();
+            }
+        });
+        world.heal_and_check();
+    }
+}
+
+#[test]
+fn any_server_may_restart_in_any_phase() {
+    for server in ["unit-00", "unit-11", SEQUENCER] {
+        let mut n = 0;
+        while at_effect(n, n, |world| world.restart(&name(server))) {
+            n += 1;
+        }
+        assert!(n > 30, "only {n} steps");
+    }
+}
+
+#[test]
+fn faults_of_all_kinds_are_survived() {
+    for seed in 0..150 {
+        println!("seed {seed}");
+        let mut world = World::new(seed, 1 + (seed % 3) as usize, 1 + (seed / 3 % 3) as usize);
+        world.loss = [0, 20, 5][usize::try_from(seed % 3).unwrap()];
+        for _ in 0..60 {
+            let ms = 1 + world.dice.below(300);
+            world.run_for(ms);
+            let servers = world.servers();
+            let any = usize::try_from(world.dice.below(servers.len() as u64)).unwrap();
+            match world.dice.below(16) {
+                0 | 1 => world.restart(&servers[any]),
+                2 => {
+                    world.crash_core();
+                    world.start_core();
+                }
+                3 => world.crash_core(),
+                4 => servers.iter().for_each(|server| world.restart(server)),
+                5 => world.down = vec![servers[any].clone()],
+                6 => world.down.clear(),
+                7 => world.trim(),
+                _ => (0..10).for_each(|_| world.append()),
+            }
+            if world.core.is_none() && world.dice.below(3) == 0 {
+                world.start_core();
+            }
+        }
+        world.heal_and_check();
+    }
+}

@@ -1,0 +1,277 @@
+//! A model of a log unit: what the layout relies on, durable at once.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use milonga_protocol::frame::Message;
+use milonga_protocol::messages::{
+    Body, Marks, Refusal, Response, SealReport, StreamTail, UnitHello, UnitReadAnswer, UnitRequest,
+    UnitResponse, WireValue, WriteAnswer, body_of,
+};
+use milonga_protocol::{
+    BackPointers, ClusterId, EncodedEntry, Epoch, Layout, ListEnd, Position, StreamId, UnitId,
+    UnitRange, Value,
+};
+
+/// Small, so that there are several pages.
+const TAILS_PER_PAGE: usize = 2;
+
+#[derive(Debug)]
+pub(super) struct Unit {
+    pub(super) id: UnitId,
+    pub(super) cluster: Option<ClusterId>,
+    pub(super) persisted: Epoch,
+    /// The value and the epoch it was written in.
+    pub(super) cells: BTreeMap<Position, (Value, Epoch)>,
+    pub(super) trimmed: Position,
+    mark: Position,
+    /// Forgotten by a restart.
+    sealed_for: Epoch,
+    serving: Option<Layout>,
+}
+
+type Served = Result<(UnitResponse, Bytes), Refusal>;
+
+impl Unit {
+    pub(super) fn new(id: u128) -> Self {
+        Self {
+            id: UnitId(id),
+            cluster: None,
+            persisted: Epoch::NONE,
+            cells: BTreeMap::new(),
+            trimmed: Position::ZERO,
+            mark: Position::ZERO,
+            sealed_for: Epoch::NONE,
+            serving: None,
+        }
+    }
+
+    pub(super) fn restart(&mut self) {
+        self.sealed_for = Epoch::NONE;
+        self.serving = None;
+    }
+
+    pub(super) fn serves(&self) -> Epoch {
+        let serving = self.serving.as_ref().map_or(Epoch::NONE, |l| l.epoch);
+        if serving < self.sealed_for {
+            Epoch::NONE
+        } else {
+            serving
+        }
+    }
+
+    pub(super) fn hello(&self) -> UnitHello {
+        UnitHello {
+            id: self.id,
+            cluster: self.cluster,
+            persisted: self.persisted,
+            serving: self.serves(),
+            empty: self.cluster.is_none() && self.cells.is_empty(),
+        }
+    }
+
+    pub(super) fn serve(&mut self, request: UnitRequest, body: Bytes) -> (Response, Bytes) {
+        match self.answer(request, body) {
+            Ok((response, body)) => (Response::Unit(response), body),
+            Err(refusal) => (Response::Refused(refusal), Bytes::new()),
+        }
+    }
+
+    fn answer(&mut self, request: UnitRequest, body: Bytes) -> Served {
+        let response = match request {
+            UnitRequest::Seal { epoch } => self.seal(epoch)?,
+            UnitRequest::Collect {
+                epoch,
+                after,
+                below,
+            } => self.collect(epoch, after, below)?,
+            UnitRequest::Open { layout, starts } => self.open(layout, &starts)?,
+            UnitRequest::Settled { epoch, below } => {
+                self.range(epoch)?;
+                self.mark = self.mark.max(below);
+                UnitResponse::Done
+            }
+            UnitRequest::Read {
+                epoch, positions, ..
+            } => {
+                self.range(epoch)?;
+                return Ok(self.read(&positions));
+            }
+            UnitRequest::Write { epoch, items, .. } => self.write(epoch, items, body)?,
+            other => panic!("not asked by the layout: {other:?}"),
+        };
+        Ok((response, Bytes::new()))
+    }
+
+    fn seal(&mut self, epoch: Epoch) -> Result<UnitResponse, Refusal> {
+        if epoch <= self.persisted || epoch < self.sealed_for {
+            let epoch = self.persisted.max(self.sealed_for);
+            return Err(Refusal::Sealed { epoch });
+        }
+        self.sealed_for = epoch;
+        let high = self.cells.last_key_value().map(|(p, _)| p.next());
+        Ok(UnitResponse::Sealed(SealReport {
+            epoch: self.persisted,
+            high: high.unwrap_or_default(),
+            marks: self.marks(),
+            streams: 0,
+        }))
+    }
+
+    /// Like a real one, a unit that was not restarted reports how far it is complete itself: for a head that is more
+    /// than what is settled.
+    fn marks(&self) -> Marks {
+        let range = self.serving.as_ref().map(|l| l.ranges_of(self.id)[0]);
+        let gap = |range: UnitRange| {
+            let mut own = range.positions(self.trimmed, Position::MAX);
+            own.find(|p| !self.cells.contains_key(p))
+        };
+        Marks {
+            settled: self.mark.max(range.and_then(gap).unwrap_or_default()),
+            trimmed: self.trimmed,
+        }
+    }
+
+    fn collect(
+        &self,
+        epoch: Epoch,
+        after: Option<StreamId>,
+        below: Position,
+    ) -> Result<UnitResponse, Refusal> {
+        if epoch <= self.persisted || epoch < self.sealed_for {
+            return Err(Refusal::Sealed {
+                epoch: self.persisted,
+            });
+        }
+        if epoch > self.sealed_for {
+            return Err(Refusal::NotYet {
+                epoch: self.sealed_for,
+            });
+        }
+        let mut streams: BTreeMap<StreamId, Vec<Position>> = BTreeMap::new();
+        for (position, (value, _)) in self.cells.range(..below) {
+            if let Value::Data(entry) = value {
+                for stream in entry.streams() {
+                    streams.entry(stream).or_default().insert(0, *position);
+                }
+            }
+        }
+        streams.retain(|stream, _| Some(*stream) > after);
+        let end = if self.trimmed == Position::ZERO {
+            ListEnd::Beginning
+        } else {
+            ListEnd::BelowTrim
+        };
+        let done = streams.len() <= TAILS_PER_PAGE;
+        let tail = |(stream, positions)| StreamTail {
+            stream,
+            last: BackPointers::new(positions, end),
+        };
+        let tails = streams.into_iter().take(TAILS_PER_PAGE).map(tail);
+        let tails = tails.collect();
+        Ok(UnitResponse::Tails { tails, done })
+    }
+
+    fn open(
+        &mut self,
+        layout: Layout,
+        starts: &[(Epoch, Position)],
+    ) -> Result<UnitResponse, Refusal> {
+        if self.serves() == layout.epoch {
+            return Ok(UnitResponse::Done);
+        }
+        if layout.epoch <= self.persisted || layout.epoch < self.sealed_for {
+            let epoch = self.persisted.max(self.sealed_for);
+            return Err(Refusal::Sealed { epoch });
+        }
+        let foreign = self.cluster.is_some_and(|c| c != layout.cluster);
+        if foreign || layout.find_unit(self.id).is_none() {
+            let why = "not this unit".into();
+            return Err(Refusal::Identity { why });
+        }
+        let starts: BTreeMap<_, _> = starts.iter().copied().collect();
+        // Every epoch after the persisted one is told, so that each record is judged by the right start.
+        let missed = self.persisted.0 + 1..=layout.epoch.0;
+        let told = starts.keys().map(|epoch| epoch.0);
+        assert!(told.eq(missed), "starts: {starts:?}");
+        self.cells.retain(|position, (_, epoch)| {
+            let void = starts.range(epoch.next()..).next();
+            void.is_none_or(|(_, start)| position < start)
+        });
+        self.persisted = layout.epoch;
+        self.cluster = Some(layout.cluster);
+        self.sealed_for = layout.epoch;
+        self.serving = Some(layout);
+        Ok(UnitResponse::Done)
+    }
+
+    fn range(&self, epoch: Epoch) -> Result<UnitRange, Refusal> {
+        let serves = self.serves();
+        if epoch < serves || serves == Epoch::NONE {
+            let epoch = self.persisted;
+            return Err(Refusal::Sealed { epoch });
+        }
+        if epoch > serves {
+            return Err(Refusal::NotYet { epoch: serves });
+        }
+        let ranges = self.serving.as_ref().map(|l| l.ranges_of(self.id));
+        Ok(ranges.expect("serving")[0])
+    }
+
+    fn read(&self, positions: &[Position]) -> (UnitResponse, Bytes) {
+        let mut data = Vec::new();
+        let answer = |p: &Position| match self.cells.get(p) {
+            _ if *p < self.trimmed => UnitReadAnswer::Trimmed,
+            None => UnitReadAnswer::Unwritten,
+            Some((Value::Junk, _)) => UnitReadAnswer::Junk,
+            Some((Value::Data(entry), _)) => {
+                data.push(entry.clone());
+                let len = u32::try_from(entry.len()).unwrap();
+                UnitReadAnswer::Data { len }
+            }
+        };
+        let answers = positions.iter().map(answer).collect();
+        let marks = self.marks();
+        (UnitResponse::Values { answers, marks }, body_of(&data))
+    }
+
+    pub(super) fn write(
+        &mut self,
+        epoch: Epoch,
+        items: Vec<(Position, WireValue)>,
+        body: Bytes,
+    ) -> Result<UnitResponse, Refusal> {
+        let range = self.range(epoch)?;
+        let start = self.serving.as_ref().map(|l| l.start).unwrap();
+        let header = Bytes::new();
+        let mut body = Body::of(&Message { header, body });
+        let mut answers = Vec::new();
+        for (position, value) in items {
+            assert!(range.owns(position));
+            let value = match value {
+                WireValue::Data { len } => {
+                    Value::Data(EncodedEntry::check(body.take(len).unwrap()).unwrap())
+                }
+                WireValue::Junk => {
+                    assert!(!range.is_head() || position < start, "junk at a head");
+                    Value::Junk
+                }
+            };
+            let held = self.cells.entry(position);
+            answers.push(if position < self.trimmed {
+                WriteAnswer::Trimmed
+            } else if held.or_insert_with(|| (value.clone(), epoch)).0 == value {
+                WriteAnswer::Durable
+            } else {
+                WriteAnswer::Occupied
+            });
+        }
+        let marks = self.marks();
+        Ok(UnitResponse::Written { answers, marks })
+    }
+
+    pub(super) fn trim(&mut self, below: Position) {
+        self.trimmed = self.trimmed.max(below);
+        self.cells = self.cells.split_off(&self.trimmed);
+    }
+}

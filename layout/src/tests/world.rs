@@ -1,0 +1,470 @@
+//! A seeded network of model units, the real sequencer, a layout server that crashes, and a client that appends.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use milonga_protocol::messages::{
+    CallId, Hello, LayoutRequest, Lease, Refusal, Request, Response, SequencerRequest,
+    SequencerResponse, TailAnswer, WireValue,
+};
+use milonga_protocol::{
+    ClusterId, EncodedEntry, Entry, EntryId, Epoch, Incarnation, Layout, Limits, Position,
+    ServerName, StreamId, Time, WriterId,
+};
+use milonga_sequencer::Sequencer;
+
+use super::unit::Unit;
+use crate::{
+    ClusterPlan, LayoutCore, LayoutEffect, LayoutStore, SendId, SendOutcome, StoreChange, StoreId,
+};
+
+pub(super) const SEQUENCER: &str = "sequencer-1";
+
+/// SplitMix64.
+pub(super) struct Dice(pub(super) u64);
+
+impl Dice {
+    pub(super) fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        n > 0 && self.below(n) == 0
+    }
+}
+
+enum Event {
+    Request(u64, SendId, ServerName, Request, Bytes),
+    Outcome(u64, SendId, SendOutcome),
+    Hello(Hello),
+    Store(u64, StoreId, StoreChange),
+    /// The server's next heartbeat is due.
+    Beat(ServerName),
+}
+
+pub(super) struct World {
+    pub(super) now: Time,
+    pub(super) dice: Dice,
+    pub(super) plan: ClusterPlan,
+    pub(super) core: Option<LayoutCore>,
+    pub(super) store: LayoutStore,
+    pub(super) units: BTreeMap<ServerName, Unit>,
+    pub(super) runs: BTreeMap<ServerName, u128>,
+    pub(super) sequencer: Sequencer,
+    /// Servers that do not answer and say nothing.
+    pub(super) down: Vec<ServerName>,
+    /// One request or reply in so many is lost; 0 = none.
+    pub(super) loss: u64,
+    /// Effects that the layout servers have wanted so far.
+    pub(super) effects: u64,
+    pub(super) replies: Vec<(CallId, Response)>,
+    pub(super) committed: BTreeMap<Epoch, Layout>,
+    pub(super) acked: BTreeMap<Position, (EncodedEntry, StreamId)>,
+    known: Option<Layout>,
+    core_run: u64,
+    events: BTreeMap<(Time, u64), Event>,
+    next_event: u64,
+    written: u64,
+}
+
+impl World {
+    pub(super) fn new(seed: u64, chains: usize, replicas: usize) -> Self {
+        let name = |c, r| ServerName::new(format!("unit-{c}{r}"));
+        let chain = |c| (0..replicas).map(|r| name(c, r)).collect();
+        let units: Vec<Vec<ServerName>> = (0..chains).map(chain).collect();
+        let names: Vec<_> = units.iter().flatten().cloned().collect();
+        let limits = Limits::default();
+        let mut world = Self {
+            now: Time::default(),
+            dice: Dice(seed),
+            plan: ClusterPlan::new(units, SEQUENCER.into(), limits, Lease::None),
+            core: None,
+            store: LayoutStore::memory(),
+            units: (1..)
+                .zip(&names)
+                .map(|(id, name)| (name.clone(), Unit::new(id)))
+                .collect(),
+            runs: names.iter().map(|name| (name.clone(), 1)).collect(),
+            sequencer: Sequencer::new(Incarnation(1)),
+            down: Vec::new(),
+            loss: 0,
+            effects: 0,
+            replies: Vec::new(),
+            committed: BTreeMap::new(),
+            acked: BTreeMap::new(),
+            known: None,
+            core_run: 0,
+            events: BTreeMap::new(),
+            next_event: 0,
+            written: 0,
+        };
+        world.runs.insert(SEQUENCER.into(), 1);
+        for name in world.servers() {
+            world.push(0, Event::Beat(name));
+        }
+        world.start_core();
+        world
+    }
+
+    pub(super) fn servers(&self) -> Vec<ServerName> {
+        self.runs.keys().cloned().collect()
+    }
+
+    pub(super) fn core(&mut self) -> &mut LayoutCore {
+        self.core.as_mut().expect("running")
+    }
+
+    // ------------------------------------------------------------------------------------------- faults
+
+    pub(super) fn start_core(&mut self) {
+        self.core_run += 1;
+        let fresh = ClusterId(1_000 + u128::from(self.core_run));
+        let core = LayoutCore::start(self.plan.clone(), self.store.history(), fresh, self.now);
+        self.core = Some(core.expect("a good plan"));
+    }
+
+    /// The layout server dies; what it had sent goes on, what it had asked of its store may or may not be durable.
+    pub(super) fn crash_core(&mut self) {
+        self.core = None;
+        self.core_run += 1;
+        let stores = |e: &Event| matches!(e, Event::Store(..));
+        let keys: Vec<_> = self.events.iter().filter(|(_, e)| stores(e)).collect();
+        let keys: Vec<_> = keys.into_iter().map(|(key, _)| *key).collect();
+        for key in keys {
+            if let Some(Event::Store(_, _, change)) = self.events.remove(&key)
+                && self.dice.one_in(2)
+            {
+                self.apply(&change);
+            }
+        }
+    }
+
+    pub(super) fn restart(&mut self, name: &ServerName) {
+        let run = self.runs.get_mut(name).expect("a server");
+        *run += 1;
+        if let Some(unit) = self.units.get_mut(name) {
+            unit.restart();
+        } else {
+            self.sequencer = Sequencer::new(Incarnation(*run));
+        }
+        self.hello(name);
+    }
+
+    // ------------------------------------------------------------------------------------------- events
+
+    fn push(&mut self, delay_us: u64, event: Event) {
+        let at = self.now.after(Duration::from_micros(delay_us));
+        self.events.insert((at, self.next_event), event);
+        self.next_event += 1;
+    }
+
+    fn hello(&mut self, name: &ServerName) {
+        let hello = Hello {
+            name: name.clone(),
+            address: format!("{name}:1"),
+            incarnation: Incarnation(self.runs[name]),
+            unit: self.units.get(name).map(Unit::hello),
+            sequencer: name.as_str() == SEQUENCER,
+        };
+        let delay = 50 + self.dice.below(3_000);
+        if !self.dice.one_in(self.loss) {
+            self.push(delay, Event::Hello(hello));
+        }
+    }
+
+    /// Runs until `until`, one event after the other; `each` is called after each.
+    pub(super) fn run_until(&mut self, until: Time, mut each: impl FnMut(&mut Self)) {
+        loop {
+            let event = self.events.first_key_value().map(|((at, _), _)| *at);
+            let timer = self.core.as_ref().and_then(LayoutCore::next_time);
+            let next = [event, timer].into_iter().flatten().min();
+            let Some(next) = next.filter(|next| *next <= until) else {
+                self.now = until;
+                return;
+            };
+            self.now = self.now.max(next);
+            let now = self.now;
+            if event.is_some_and(|at| at <= now) {
+                let (_, event) = self.events.pop_first().expect("just seen");
+                self.happen(event);
+            } else if let Some(core) = &mut self.core {
+                core.handle_time(now);
+            }
+            self.carry_out();
+            each(self);
+        }
+    }
+
+    pub(super) fn run_for(&mut self, ms: u64) {
+        let until = self.now.after(Duration::from_millis(ms));
+        self.run_until(until, |_| ());
+    }
+
+    fn happen(&mut self, event: Event) {
+        let now = self.now;
+        match event {
+            Event::Beat(name) => {
+                if !self.down.contains(&name) {
+                    self.hello(&name);
+                }
+                let next = 300_000 + self.dice.below(300_000);
+                self.push(next, Event::Beat(name));
+            }
+            Event::Hello(hello) => {
+                if let Some(core) = &mut self.core {
+                    core.handle(now, CallId(0), LayoutRequest::Hello(hello));
+                }
+            }
+            Event::Request(run, id, to, request, body) => {
+                if self.down.contains(&to) {
+                    return self.push(1_000_000, Event::Outcome(run, id, Err("down".into())));
+                }
+                let outcome = self.serve(&to, request, body);
+                let delay = 50 + self.dice.below(3_000);
+                let lost = self.dice.one_in(self.loss);
+                let outcome = if lost {
+                    Err("lost".into())
+                } else {
+                    Ok(outcome)
+                };
+                self.push(
+                    if lost { 1_000_000 } else { delay },
+                    Event::Outcome(run, id, outcome),
+                );
+            }
+            Event::Outcome(run, id, outcome) if run == self.core_run => {
+                self.core().handle_reply(now, id, outcome);
+            }
+            Event::Store(run, id, change) if run == self.core_run => {
+                self.apply(&change);
+                self.core().stored(now, id, Ok(()));
+            }
+            Event::Outcome(..) | Event::Store(..) => {}
+        }
+    }
+
+    fn apply(&mut self, change: &StoreChange) {
+        self.store.apply(change).expect("continues the history");
+        if let StoreChange::Commit { layout, .. } = change {
+            let before = self.committed.insert(layout.epoch, layout.clone());
+            assert_eq!(before, None, "two layouts of epoch {}", layout.epoch);
+        }
+    }
+
+    fn carry_out(&mut self) {
+        let Some(core) = &mut self.core else {
+            return;
+        };
+        let effects: Vec<_> = std::iter::from_fn(|| core.poll_effect()).collect();
+        for effect in effects {
+            let run = self.core_run;
+            match effect {
+                LayoutEffect::Reply(call, response) => {
+                    if call != CallId(0) {
+                        self.replies.push((call, response));
+                    }
+                    continue;
+                }
+                LayoutEffect::Store { id, change } => {
+                    let delay = 100 + self.dice.below(2_000);
+                    self.push(delay, Event::Store(run, id, change));
+                }
+                LayoutEffect::Send {
+                    id,
+                    to,
+                    request,
+                    body,
+                } => {
+                    let request = Event::Request(run, id, to.name, request, body);
+                    let lost = Event::Outcome(run, id, Err("lost".into()));
+                    // Lost, or so late that the sender has given up.
+                    if self.dice.one_in(self.loss) {
+                        if self.dice.one_in(2) {
+                            self.push(1_500_000, request);
+                        }
+                        self.push(1_000_000, lost);
+                    } else {
+                        let delay = 50 + self.dice.below(3_000);
+                        self.push(delay, request);
+                    }
+                }
+            }
+            self.effects += 1;
+        }
+    }
+
+    fn serve(&mut self, to: &ServerName, request: Request, body: Bytes) -> (Response, Bytes) {
+        match request {
+            Request::Unit(request) => {
+                let unit = self.units.get_mut(to).expect("a unit");
+                unit.serve(request, body)
+            }
+            Request::Sequencer(request) => (self.ask_sequencer(request), Bytes::new()),
+            other => panic!("the layout never sends {other:?}"),
+        }
+    }
+
+    fn ask_sequencer(&mut self, request: SequencerRequest) -> Response {
+        self.sequencer.handle(self.now, CallId(1), request);
+        self.sequencer.poll_reply().expect("answered at once").1
+    }
+
+    // ------------------------------------------------------------------------------------------- client
+
+    /// A client with a perhaps old layout appends to one of a few streams, and perhaps dies in the middle.
+    pub(super) fn append(&mut self) {
+        let published = self.core.as_ref().and_then(LayoutCore::published_layout);
+        if let Some(published) = published
+            && !self.dice.one_in(3)
+        {
+            assert_eq!(
+                self.committed.get(&published.layout.epoch),
+                Some(&published.layout)
+            );
+            self.known = Some(published.layout);
+        }
+        let Some(layout) = self.known.clone() else {
+            return;
+        };
+        let (epoch, stream) = (layout.epoch, StreamId(self.dice.below(6)));
+        if self.down.contains(&SEQUENCER.into()) {
+            return;
+        }
+        let wants = vec![vec![stream]];
+        let response = self.ask_sequencer(SequencerRequest::Tokens { epoch, wants });
+        let Response::Sequencer(SequencerResponse::Tokens(mut tokens)) = response else {
+            return self.met(epoch, &response);
+        };
+        let token = tokens.remove(0);
+        self.written += 1;
+        let id = EntryId {
+            writer: WriterId(7),
+            sequence: self.written,
+        };
+        let payload = Bytes::from(vec![b'x'; 8]);
+        let links = token.links;
+        let entry = Entry { id, links, payload };
+        let entry = EncodedEntry::encode(token.position, &entry, false);
+        self.write(&layout, token.position, entry, stream);
+    }
+
+    fn write(&mut self, layout: &Layout, at: Position, entry: EncodedEntry, stream: StreamId) {
+        for unit in layout.chain(at).to_vec() {
+            let name = layout.unit(unit).name.clone();
+            if self.dice.one_in(8) || self.down.contains(&name) {
+                return;
+            }
+            let len = u32::try_from(entry.len()).unwrap();
+            let items = vec![(at, WireValue::Data { len })];
+            let model = self.units.get_mut(&name).expect("a unit");
+            match model.write(layout.epoch, items, entry.bytes().clone()) {
+                // Nobody fills in this world, so the writer wins.
+                Ok(response) => assert!(format!("{response:?}").contains("Durable")),
+                Err(refusal) => return self.met(layout.epoch, &Response::Refused(refusal)),
+            }
+        }
+        self.acked.insert(at, (entry, stream));
+    }
+
+    /// Who meets a seal says so.
+    fn met(&mut self, epoch: Epoch, response: &Response) {
+        let now = self.now;
+        if let (Response::Refused(Refusal::Sealed { .. }), Some(core)) = (response, &mut self.core)
+        {
+            core.handle(now, CallId(0), LayoutRequest::ReportSealed { epoch });
+            self.carry_out();
+        }
+    }
+
+    /// Trims below something settled; a unit may miss it.
+    pub(super) fn trim(&mut self) {
+        let Some(core) = self.core.as_ref().filter(|core| core.is_idle()) else {
+            return;
+        };
+        let start = core.published_layout().map(|p| p.layout.start.0);
+        let below = Position(self.dice.below(start.unwrap_or(0) + 1));
+        for name in self.plan.unit_names().cloned().collect::<Vec<_>>() {
+            if !self.dice.one_in(4) {
+                self.units.get_mut(&name).expect("a unit").trim(below);
+            }
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------- checks
+
+    pub(super) fn is_served(&self) -> bool {
+        let Some(core) = self.core.as_ref().filter(|core| core.is_idle()) else {
+            return false;
+        };
+        let epoch = core.published_layout().map(|p| p.layout.epoch);
+        self.units.values().all(|unit| Some(unit.serves()) == epoch)
+    }
+
+    /// After all faults: it heals, everything acknowledged is there, and it stays as it is.
+    pub(super) fn heal_and_check(&mut self) {
+        self.loss = 0;
+        self.down.clear();
+        if self.core.is_none() {
+            self.start_core();
+        }
+        for _ in 0..200 {
+            self.run_for(100);
+            if self.is_served() {
+                break;
+            }
+        }
+        let facts = self.core().facts();
+        assert!(self.is_served(), "not healed: {facts:?}");
+        self.check_units();
+        self.check_streams();
+        let epochs = self.committed.len();
+        self.run_for(5_000);
+        assert_eq!(self.committed.len(), epochs, "it does not rest");
+        assert!(self.is_served());
+    }
+
+    fn check_units(&mut self) {
+        let layout = self.core().published_layout().expect("served").layout;
+        assert!(layout.units.iter().all(|u| self.units[&u.name].id == u.id));
+        let trimmed = self.units.values().map(|unit| unit.trimmed).max().unwrap();
+        for (position, (entry, _)) in self.acked.range(trimmed..) {
+            for unit in layout.chain(*position) {
+                let unit = &self.units[&layout.unit(*unit).name];
+                let held = unit.cells.get(position).map(|(value, _)| value);
+                let want = milonga_protocol::Value::Data(entry.clone());
+                assert_eq!(held, Some(&want), "acknowledged at {position}");
+            }
+        }
+        for p in trimmed.0..layout.start.0 {
+            let chain = layout.chain(Position(p)).iter();
+            let held = chain.map(|unit| &self.units[&layout.unit(*unit).name]);
+            let held: Vec<_> = held
+                .map(|u| u.cells.get(&Position(p)).map(|c| &c.0))
+                .collect();
+            assert!(held[0].is_some(), "{p} is not settled");
+            assert!(held.iter().all(|value| *value == held[0]), "{p} differs");
+        }
+    }
+
+    fn check_streams(&mut self) {
+        let epoch = self.core().published_layout().expect("served").layout.epoch;
+        let streams = (0..6).map(StreamId).collect();
+        let response = self.ask_sequencer(SequencerRequest::Tail { epoch, streams });
+        let Response::Sequencer(SequencerResponse::Tail(answer)) = response else {
+            panic!("no tail: {response:?}");
+        };
+        let TailAnswer { next, trimmed, .. } = answer;
+        for (position, (_, stream)) in self.acked.range(trimmed..) {
+            assert!(*position < next);
+            let list = answer.streams[usize::try_from(stream.0).unwrap()];
+            let newer = list.positions().iter().filter(|p| *p > position).count();
+            let named = list.positions().contains(position);
+            assert!(named || newer == 4, "{position} of {stream}: {list:?}");
+        }
+    }
+}
