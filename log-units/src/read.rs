@@ -231,8 +231,8 @@ impl Unit {
                     entries.push(entry);
                     UnitReadAnswer::Data { len }
                 }
-                // There is more than one answer can carry: "ask again".
-                Slot::Later | Slot::Disk(_) => UnitReadAnswer::Pending,
+                // More than one answer can carry: it stops early. `Pending` would say that it is not durable.
+                Slot::Later | Slot::Disk(_) => break,
             });
         }
         self.reply(

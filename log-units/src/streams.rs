@@ -57,7 +57,7 @@ impl Unit {
         }
         read.streams.sort_unstable();
         read.streams.dedup();
-        if wait_ms > 0 && self.parked.len() < MOST_PARKED && !self.has_news(&read, false) {
+        if wait_ms > 0 && self.parked.len() < MOST_PARKED && !self.has_news(&read) {
             let wait = Duration::from_millis(wait_ms.min(LONGEST_WAIT_MS).into());
             self.parked.push(Parked {
                 deadline: self.now.after(wait),
@@ -77,9 +77,9 @@ impl Unit {
             .position(|range| range.from <= position && position < range.to)
     }
 
-    /// Whether a read can be answered with anything: entries, progress, or the reason why there will be none.
-    /// For one that was found without (`waits`), only what came since matters: that is in the active segment.
-    fn has_news(&self, read: &StreamsRead, waits: bool) -> bool {
+    /// Whether a read can be answered with progress, or the reason why there will be none. Entries beyond the first
+    /// own position are no news while that is undecided: nobody may be shown them.
+    fn has_news(&self, read: &StreamsRead) -> bool {
         if read.from < self.trimmed() || read.from >= read.to {
             return true;
         }
@@ -87,26 +87,7 @@ impl Unit {
             return true;
         };
         let next = range.first_at_or_above(read.from);
-        let decided = self.index.held(next).is_some() || self.index.is_lost(next);
-        if decided || next > read.from {
-            return true;
-        }
-        if !waits {
-            return !self.candidates(read, range.to, 1).is_empty();
-        }
-        let mut found = Vec::new();
-        if let Some(active) = &self.index.active {
-            for stream in &read.streams {
-                active.stream(
-                    stream.0,
-                    read.from.0,
-                    read.to.min(range.to).0,
-                    1,
-                    &mut found,
-                );
-            }
-        }
-        !found.is_empty()
+        next > read.from || self.index.held(next).is_some() || self.index.is_lost(next)
     }
 
     fn range(&self, index: usize) -> Option<UnitRange> {
@@ -244,7 +225,7 @@ impl Unit {
         }
         let parked = std::mem::take(&mut self.parked);
         for parked in parked {
-            if self.has_news(&parked.read, true) {
+            if self.has_news(&parked.read) {
                 self.give_streams(parked.call, parked.read);
             } else {
                 self.parked.push(parked);
@@ -322,9 +303,15 @@ impl Unit {
             if stream > last {
                 return false;
             }
-            page.entry(stream)
-                .or_default()
-                .add(positions, trimmed, below);
+            // A page of streams without anything to say would be empty, and say nothing of where to go on.
+            let mut positions = positions
+                .skip_while(|p| *p >= below.0)
+                .take_while(|p| *p >= trimmed.0)
+                .peekable();
+            if positions.peek().is_none() {
+                return true;
+            }
+            page.entry(stream).or_default().add(positions);
             while page.len() > most {
                 page.pop_last();
                 cut = true;
@@ -394,11 +381,8 @@ struct Tail {
 
 impl Tail {
     /// Adds positions of one segment, newest first.
-    fn add(&mut self, positions: &mut dyn Iterator<Item = u64>, from: Position, below: Position) {
-        let positions = positions
-            .skip_while(|p| *p >= below.0)
-            .take_while(|p| *p >= from.0)
-            .take(BACKPOINTERS + 1);
+    fn add(&mut self, positions: impl Iterator<Item = u64>) {
+        let positions = positions.take(BACKPOINTERS + 1);
         self.newest.extend(positions);
         self.newest.sort_unstable_by(|a, b| b.cmp(a));
         self.newest.dedup();

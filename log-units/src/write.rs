@@ -269,10 +269,6 @@ impl Unit {
             Ok(positions) => positions,
             Err(why) => return self.refuse(call, Refusal::Malformed { why }),
         };
-        if positions.first().is_some_and(|p| *p < self.trimmed()) {
-            let below = self.trimmed();
-            return self.reply(call, UnitResponse::Trimmed { below }, Bytes::new());
-        }
         let stride = self
             .serving()
             .and_then(|s| s.ranges.last())
@@ -280,7 +276,9 @@ impl Unit {
         let farthest = self.farthest();
         let mut last = 0;
         let mut winners = Vec::with_capacity(positions.len());
-        for position in positions {
+        let trimmed = self.trimmed();
+        // What was trimmed has no winner: the mark in the answer says so.
+        for position in positions.into_iter().filter(|p| *p >= trimmed) {
             // What is lost is not decided here, and what is too far waits for what is below: the winners stop.
             if self.index.is_lost(position) || position > farthest {
                 break;

@@ -313,7 +313,8 @@ pub enum UnitResponse {
         /// Marks.
         marks: Marks,
     },
-    /// To `Read`: one answer for each position; data in the body.
+    /// To `Read`: one answer for each position; data in the body. It stops early, behind at least one answer, where
+    /// it would be too large.
     Values {
         /// In order of the positions.
         answers: Vec<UnitReadAnswer>,
