@@ -1,2 +1,5 @@
 //! The `milonga` command.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    milonga::cli::main()
+}

@@ -1,0 +1,290 @@
+//! `milonga log …`: the log itself.
+
+use std::collections::BTreeSet;
+use std::io::Read as _;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use clap::Subcommand;
+use milonga_protocol::{Entry, NewEntry, Position, ReadAnswer, StreamId, StreamRead, TailOf};
+use serde::Serialize;
+
+use super::output::{self, Failure};
+use crate::Milonga;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum LogCommand {
+    /// Append one entry and print its position.
+    Append {
+        /// The bytes, as text; `-` reads standard input.
+        payload: String,
+        /// Raw streams it belongs to (numbers); may be given several times.
+        #[arg(long = "stream", value_name = "N")]
+        streams: Vec<u64>,
+    },
+    /// Read positions, or the whole of a raw stream.
+    Read {
+        /// First position.
+        #[arg(default_value_t = 0)]
+        from: u64,
+        /// How many positions.
+        #[arg(long, default_value_t = 1, conflicts_with = "stream")]
+        count: u64,
+        /// Read this raw stream up to its end instead.
+        #[arg(long, value_name = "N")]
+        stream: Option<u64>,
+    },
+    /// Print the first position that is not granted yet, and the trim mark.
+    Tail,
+    /// Print every entry of a raw stream from now on, until interrupted.
+    Follow {
+        /// The raw stream.
+        stream: u64,
+        /// Begin at this position instead of the tail.
+        #[arg(long)]
+        from: Option<u64>,
+    },
+    /// Decide holes: finish half-done writes, fill the rest with junk.
+    Fill {
+        /// First position.
+        from: u64,
+        /// End, exclusive; default: one position.
+        to: Option<u64>,
+    },
+    /// Forget everything below a position. Refused while the directory names an object.
+    Trim {
+        /// The mark.
+        below: u64,
+    },
+}
+
+#[derive(Debug, Serialize)]
+struct Shown {
+    position: u64,
+    is: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    streams: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payload: Option<String>,
+}
+
+impl Shown {
+    fn of(position: Position, answer: &ReadAnswer) -> Self {
+        let is = match answer {
+            ReadAnswer::Data(entry) => return Self::entry(position, entry),
+            ReadAnswer::Junk => "junk",
+            ReadAnswer::Unwritten => "unwritten",
+            ReadAnswer::Trimmed => "trimmed",
+            ReadAnswer::Lost => "lost",
+        };
+        Self {
+            position: position.0,
+            is,
+            id: None,
+            streams: Vec::new(),
+            payload: None,
+        }
+    }
+
+    fn entry(position: Position, entry: &Entry) -> Self {
+        Self {
+            position: position.0,
+            is: "data",
+            id: Some(entry.id.to_string()),
+            streams: entry.streams().map(|s| s.to_string()).collect(),
+            payload: Some(
+                String::from_utf8_lossy(&entry.payload)
+                    .escape_debug()
+                    .to_string(),
+            ),
+        }
+    }
+
+    fn text(&self) -> String {
+        let payload = self.payload.as_deref().unwrap_or_default();
+        format!(
+            "{}\t{}\t{}\t{payload}",
+            self.position,
+            self.is,
+            self.streams.join(",")
+        )
+    }
+}
+
+impl LogCommand {
+    pub(super) async fn run(self, milonga: &Milonga, json: bool) -> Result<(), Failure> {
+        match self {
+            Self::Append { payload, streams } => append(milonga, payload, &streams, json).await,
+            Self::Read {
+                from,
+                stream: Some(stream),
+                ..
+            } => read_stream(milonga, stream, from, json).await,
+            Self::Read {
+                from,
+                count,
+                stream: None,
+            } => read(milonga, from, count, json).await,
+            Self::Tail => tail(milonga, json).await,
+            Self::Follow { stream, from } => follow(milonga, stream, from, json).await,
+            Self::Fill { from, to } => {
+                fill(
+                    milonga,
+                    from,
+                    to.unwrap_or_else(|| from.saturating_add(1)),
+                    json,
+                )
+                .await
+            }
+            Self::Trim { below } => trim(milonga, below, json).await,
+        }
+    }
+}
+
+async fn append(
+    milonga: &Milonga,
+    payload: String,
+    streams: &[u64],
+    json: bool,
+) -> Result<(), Failure> {
+    let payload = if payload == "-" {
+        let mut bytes = Vec::new();
+        std::io::stdin().lock().read_to_end(&mut bytes)?;
+        Bytes::from(bytes)
+    } else {
+        Bytes::from(payload)
+    };
+    let streams: BTreeSet<_> = streams.iter().map(|n| StreamId::raw(*n)).collect();
+    let entry = NewEntry::new(streams.into_iter().collect::<Vec<_>>(), payload);
+    let appended = milonga.log().append(entry).await?;
+    let value =
+        serde_json::json!({ "position": appended.position.0, "id": appended.id.to_string() });
+    output::result(json, &value, |_| appended.position.to_string())
+}
+
+/// Positions read per call, so that neither side holds much at once.
+const READ_STEP: u64 = 256;
+
+async fn read(milonga: &Milonga, from: u64, count: u64, json: bool) -> Result<(), Failure> {
+    let mut shown = Vec::new();
+    let end = from.saturating_add(count);
+    let mut next = from;
+    while next < end {
+        let to = end.min(next.saturating_add(READ_STEP));
+        let positions: Vec<_> = (next..to).map(Position).collect();
+        let answers = milonga.log().read(positions.clone()).await?;
+        for (position, answer) in positions.into_iter().zip(&answers) {
+            let one = Shown::of(position, answer);
+            if json {
+                shown.push(one)
+            } else {
+                output::line(one.text())?
+            }
+        }
+        next = to;
+    }
+    if json {
+        output::result(true, &shown, |_| String::new())
+    } else {
+        Ok(())
+    }
+}
+
+async fn read_stream(milonga: &Milonga, stream: u64, from: u64, json: bool) -> Result<(), Failure> {
+    let log = milonga.log();
+    let streams: Arc<[StreamId]> = Arc::from([StreamId::raw(stream)]);
+    let tail = log.tail(TailOf::Streams(Arc::clone(&streams))).await?;
+    let mut read = StreamRead {
+        streams,
+        from: Position(from).max(tail.trimmed),
+        target: tail.target(),
+        max_bytes: 1 << 20,
+    };
+    let mut shown = Vec::new();
+    while read.from < read.target.to {
+        let part = log.read_streams(read.clone()).await?;
+        for (position, entry) in &part.entries {
+            let one = Shown::entry(*position, entry);
+            if json {
+                shown.push(one)
+            } else {
+                output::line(one.text())?
+            }
+        }
+        (read.from, read.target) = (part.complete, part.target);
+    }
+    if json {
+        output::result(true, &shown, |_| String::new())
+    } else {
+        Ok(())
+    }
+}
+
+async fn tail(milonga: &Milonga, json: bool) -> Result<(), Failure> {
+    let tail = milonga.log().tail(TailOf::Log).await?;
+    let value = serde_json::json!({
+        "tail": tail.next.0, "trimmed": tail.trimmed.0, "epoch": tail.epoch.0,
+    });
+    output::result(json, &value, |_| {
+        format!(
+            "tail {} trimmed {} epoch {}",
+            tail.next, tail.trimmed, tail.epoch
+        )
+    })
+}
+
+async fn follow(
+    milonga: &Milonga,
+    stream: u64,
+    from: Option<u64>,
+    json: bool,
+) -> Result<(), Failure> {
+    let streams: Arc<[StreamId]> = Arc::from([StreamId::raw(stream)]);
+    let from = match from {
+        Some(from) => Position(from),
+        None => {
+            milonga
+                .log()
+                .tail(TailOf::Streams(Arc::clone(&streams)))
+                .await?
+                .next
+        }
+    };
+    let mut subscription = milonga.client().subscribe(streams, from);
+    loop {
+        let (position, entry) = subscription.next().await?;
+        let one = Shown::entry(position, &entry);
+        // A stream of values has no end, so `--json` means one value a line here.
+        output::result(json, &one, Shown::text)?;
+    }
+}
+
+async fn fill(milonga: &Milonga, from: u64, to: u64, json: bool) -> Result<(), Failure> {
+    let tail = milonga.log().tail(TailOf::Log).await?.next;
+    if to > tail.0 {
+        return Err(Failure::usage(format!(
+            "position {to} is above the tail {tail}: there is nothing to fill"
+        )));
+    }
+    milonga.log().settle(Position(from), Position(to)).await?;
+    output::result(json, &serde_json::json!({ "from": from, "to": to }), |_| {
+        format!("settled {from}..{to}")
+    })
+}
+
+async fn trim(milonga: &Milonga, below: u64, json: bool) -> Result<(), Failure> {
+    let objects = milonga.directory().await?;
+    if let Some(object) = objects.first() {
+        return Err(Failure::failed(format!(
+            "refused: the directory names {} object(s), such as `{}`, which have no checkpoints yet and need the whole log",
+            objects.len(),
+            object.name
+        )));
+    }
+    let mark = milonga.log().trim(Position(below)).await?;
+    output::result(json, &serde_json::json!({ "trimmed": mark.0 }), |_| {
+        format!("trimmed below {mark}")
+    })
+}

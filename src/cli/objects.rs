@@ -1,0 +1,170 @@
+//! `milonga map|counter|queue …`: objects of text and numbers.
+
+use clap::Subcommand;
+use serde_json::json;
+
+use super::output::{self, Failure};
+use crate::Milonga;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum MapCommand {
+    /// Print the value of a key; exit code 3 if there is none.
+    Get { name: String, key: String },
+    /// Set a key and print the value it had.
+    Put {
+        name: String,
+        key: String,
+        value: String,
+    },
+    /// Remove a key and print the value it had; exit code 3 if there was none.
+    Del { name: String, key: String },
+    /// Print all keys, in order.
+    List { name: String },
+    /// Print all keys and values, in order of the keys, separated by a tabulator.
+    Dump { name: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum CounterCommand {
+    /// Print the counter.
+    Get { name: String },
+    /// Add to the counter and print what it is then.
+    Add {
+        name: String,
+        #[arg(default_value_t = 1, allow_negative_numbers = true)]
+        amount: i64,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum QueueCommand {
+    /// Put an item at the end.
+    Push { name: String, item: String },
+    /// Take the item at the front and print it; exit code 3 if the queue is empty.
+    Pop {
+        name: String,
+        /// Wait for an item instead.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Print the number of items.
+    Len { name: String },
+}
+
+fn no_key(name: &str, key: &str) -> Failure {
+    Failure::not_found(format!("map `{name}` has no key `{key}`"))
+}
+
+/// Commands that only read make no object: a name nobody registered is an error, not a new, empty object.
+async fn must_exist(milonga: &Milonga, name: &str) -> Result<(), Failure> {
+    let objects = milonga.directory().await?;
+    if objects.iter().any(|object| &*object.name == name) {
+        return Ok(());
+    }
+    let names: Vec<_> = objects.iter().map(|object| &*object.name).collect();
+    let known = if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join(", ")
+    };
+    Err(Failure::not_found(format!(
+        "there is no object `{name}`; objects: {known}"
+    )))
+}
+
+impl MapCommand {
+    fn name(&self) -> &str {
+        match self {
+            Self::Get { name, .. }
+            | Self::Put { name, .. }
+            | Self::Del { name, .. }
+            | Self::List { name }
+            | Self::Dump { name } => name,
+        }
+    }
+
+    pub(super) async fn run(self, milonga: &Milonga, json: bool) -> Result<(), Failure> {
+        if !matches!(self, Self::Put { .. }) {
+            must_exist(milonga, self.name()).await?;
+        }
+        let map = milonga.map::<String, String>(self.name()).await?;
+        match self {
+            Self::Get { name, key } => {
+                let value = map.get(&key).await?.ok_or_else(|| no_key(&name, &key))?;
+                output::result(json, &json!({ "key": key, "value": value }), |_| {
+                    value.clone()
+                })
+            }
+            Self::Put { key, value, .. } => {
+                let (old, position) = map.insert(key.clone(), value).with_position().await?;
+                let shown = json!({ "key": key, "old": old, "position": position.0 });
+                output::result(json, &shown, |_| old.clone().unwrap_or_default())
+            }
+            Self::Del { name, key } => {
+                let (old, position) = map.remove(key.clone()).with_position().await?;
+                let old = old.ok_or_else(|| no_key(&name, &key))?;
+                let shown = json!({ "key": key, "old": old, "position": position.0 });
+                output::result(json, &shown, |_| old.clone())
+            }
+            Self::List { .. } => {
+                let keys: Vec<_> = map.entries().await?.map(|(key, _)| key).collect();
+                output::result(json, &keys, |keys| keys.join("\n"))
+            }
+            Self::Dump { .. } => {
+                let entries: Vec<(String, String)> = map.entries().await?.collect();
+                output::result(json, &entries, |entries| {
+                    entries
+                        .iter()
+                        .map(|(key, value)| format!("{key}\t{value}\n"))
+                        .collect()
+                })
+            }
+        }
+    }
+}
+
+impl CounterCommand {
+    pub(super) async fn run(self, milonga: &Milonga, json: bool) -> Result<(), Failure> {
+        let value = match self {
+            Self::Get { name } => {
+                must_exist(milonga, &name).await?;
+                milonga.counter(&name).await?.get().await?
+            }
+            Self::Add { name, amount } => milonga.counter(&name).await?.add(amount).await?,
+        };
+        output::result(json, &json!({ "value": value }), |_| value.to_string())
+    }
+}
+
+impl QueueCommand {
+    pub(super) async fn run(self, milonga: &Milonga, json: bool) -> Result<(), Failure> {
+        match self {
+            Self::Push { name, item } => {
+                let queue = milonga.queue::<String>(&name).await?;
+                let (_, position) = queue.push(item).with_position().await?;
+                output::result(json, &json!({ "position": position.0 }), |_| {
+                    position.to_string()
+                })
+            }
+            Self::Pop { name, wait } => {
+                if !wait {
+                    must_exist(milonga, &name).await?;
+                }
+                let queue = milonga.queue::<String>(&name).await?;
+                let item = if wait {
+                    Some(queue.pop_wait().await?)
+                } else {
+                    queue.pop().await?
+                };
+                let item =
+                    item.ok_or_else(|| Failure::not_found(format!("queue `{name}` is empty")))?;
+                output::result(json, &json!({ "item": item }), |_| item.clone())
+            }
+            Self::Len { name } => {
+                must_exist(milonga, &name).await?;
+                let len = milonga.queue::<String>(&name).await?.len().await?;
+                output::result(json, &json!({ "len": len }), |_| len.to_string())
+            }
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! `milonga serve` and `milonga dev`: server processes.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Args;
+use milonga_node::{Node, ProcessConfig};
+use milonga_protocol::SharedEnv;
+use milonga_transport::TokioEnv;
+use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::cluster;
+use super::output::{self, Failure};
+use crate::{ClientConfig, Milonga};
+
+/// Completes on SIGINT or SIGTERM.
+pub(super) async fn told_to_stop() -> Result<(), Failure> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        biased;
+        _ = interrupt.recv() => Ok(()),
+        _ = terminate.recv() => Ok(()),
+    }
+}
+
+/// Runs one server process until it is told to stop.
+#[derive(Debug, Args)]
+pub(super) struct Serve {
+    /// Stop as well when standard input closes: for a parent that must not leave servers behind.
+    #[arg(long)]
+    until_stdin_closes: bool,
+}
+
+impl Serve {
+    /// Prints one line when it listens.
+    pub(super) async fn run(self, config: Option<&Path>) -> Result<(), Failure> {
+        let config = config
+            .ok_or_else(|| Failure::usage("serve needs --config FILE (or MILONGA_CONFIG)"))?;
+        let config = ProcessConfig::read(config)?;
+        let name = config.name.clone();
+        let env: SharedEnv = TokioEnv::try_new()?;
+        let node = Node::start(config, env).await?;
+        output::line(format_args!("{name} listens on {}", node.local_addr()))?;
+        let stopped = tokio::select! {
+            biased;
+            stopped = told_to_stop() => stopped,
+            () = stdin_closed(), if self.until_stdin_closes => Ok(()),
+        };
+        node.close().await;
+        stopped
+    }
+}
+
+/// Completes when standard input ends or fails.
+async fn stdin_closed() {
+    let mut buffer = [0; 64];
+    let mut stdin = tokio::io::stdin();
+    while tokio::io::AsyncReadExt::read(&mut stdin, &mut buffer)
+        .await
+        .is_ok_and(|n| n > 0)
+    {}
+}
+
+/// Everything a small cluster needs lies below one folder and is kept between runs if `--data` names it.
+#[derive(Debug, Args)]
+pub(super) struct Dev {
+    /// Where certificates, configurations and data go; default: a fresh temporary folder, removed at the end.
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Number of chains.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    chains: u8,
+    /// Replicas of each chain.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
+    replicas: u8,
+}
+
+#[derive(Debug, Serialize)]
+struct Ready {
+    config: PathBuf,
+    addresses: Vec<String>,
+    certs: PathBuf,
+}
+
+impl Dev {
+    pub(super) async fn run(self, json: bool) -> Result<(), Failure> {
+        let (dir, temporary) = match self.data {
+            Some(dir) => (dir, false),
+            None => (
+                std::env::temp_dir().join(format!("milonga-dev-{}", std::process::id())),
+                true,
+            ),
+        };
+        std::fs::create_dir_all(&dir)?;
+        let dir = dir.canonicalize()?;
+        let result = run_in(
+            &dir,
+            usize::from(self.chains),
+            usize::from(self.replicas),
+            json,
+        )
+        .await;
+        if temporary {
+            std::fs::remove_dir_all(&dir)?;
+        }
+        result
+    }
+}
+
+async fn run_in(dir: &Path, chains: usize, replicas: usize, json: bool) -> Result<(), Failure> {
+    let ports = cluster::free_ports(1 + chains * replicas)?;
+    let files = cluster::write(dir, &cluster::chains(chains, replicas), &ports)?;
+    let env: SharedEnv = TokioEnv::try_new()?;
+    let mut nodes = Vec::new();
+    for config in files.servers {
+        nodes.push(Node::start(config, Arc::clone(&env)).await?);
+    }
+    // Ready means: a client can work with it.
+    Milonga::connect(ClientConfig::read(&files.client)?)
+        .await?
+        .close()
+        .await?;
+    let addresses = nodes
+        .iter()
+        .map(|node| node.local_addr().to_string())
+        .collect();
+    let ready = Ready {
+        config: files.client,
+        addresses,
+        certs: files.certs,
+    };
+    output::result(json, &ready, |ready| {
+        format!(
+            "ready: milonga --config {} (servers: {})",
+            ready.config.display(),
+            ready.addresses.join(" ")
+        )
+    })?;
+    let stopped = told_to_stop().await;
+    for node in nodes {
+        node.close().await;
+    }
+    stopped
+}
+
+/// Files for `milonga serve` (NAME.toml) and for clients (client.toml) below one folder.
+#[derive(Debug, Args)]
+pub(super) struct Init {
+    /// Where to put them.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Number of chains.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
+    chains: u8,
+    /// Replicas of each chain.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=8))]
+    replicas: u8,
+    /// Port of sequencer-1; the units take the ports behind it. 0: free ones.
+    #[arg(long, default_value_t = 7400)]
+    port: u16,
+}
+
+impl Init {
+    pub(super) fn run(self, json: bool) -> Result<(), Failure> {
+        let chains = cluster::chains(usize::from(self.chains), usize::from(self.replicas));
+        let servers = 1 + chains.iter().map(Vec::len).sum::<usize>();
+        let ports = if self.port == 0 {
+            cluster::free_ports(servers)?
+        } else {
+            let last = usize::from(self.port) + servers;
+            let all = (self.port..).take(servers).collect::<Vec<_>>();
+            if last > usize::from(u16::MAX) {
+                return Err(Failure::usage(format!(
+                    "--port {} leaves no room for {servers} servers",
+                    self.port
+                )));
+            }
+            all
+        };
+        std::fs::create_dir_all(&self.out)?;
+        let files = cluster::write(&self.out.canonicalize()?, &chains, &ports)?;
+        let addresses = files
+            .servers
+            .iter()
+            .map(|server| server.listen.to_string())
+            .collect();
+        let ready = Ready {
+            config: files.client,
+            addresses,
+            certs: files.certs,
+        };
+        output::result(json, &ready, |ready| ready.config.display().to_string())
+    }
+}

@@ -1,0 +1,34 @@
+//! Why a log cannot be opened.
+
+use milonga_client::ConnectError;
+use milonga_transport::{NoRuntime, TlsError};
+
+/// Why [`Milonga`](crate::Milonga) cannot be opened or closed. The text says what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Called outside a tokio runtime.
+    #[error(transparent)]
+    NoRuntime(#[from] NoRuntime),
+    /// Certificates cannot be read or used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The cluster does not answer, or does not accept this process.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The servers in this process cannot start.
+    #[cfg(feature = "embedded")]
+    #[error(transparent)]
+    Node(#[from] milonga_node::NodeError),
+}
+
+impl Error {
+    /// Whether the same call may succeed later without a change of configuration.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Connect(error) => error.is_retryable(),
+            _ => false,
+        }
+    }
+}
