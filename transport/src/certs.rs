@@ -123,20 +123,18 @@ impl Authority {
     /// # Errors
     /// [`CertError::Name`] or [`CertError::Sign`].
     pub fn issue(&self, name: &ServerName, role: Role) -> Result<Leaf, CertError> {
-        check_name(name)?;
+        self.sign(leaf_params(name, role)?)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn issue_expired(&self, name: &ServerName) -> Result<Leaf, CertError> {
+        let mut params = leaf_params(name, Role::Server)?;
+        params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+        self.sign(params)
+    }
+
+    fn sign(&self, params: CertificateParams) -> Result<Leaf, CertError> {
         let key = KeyPair::generate_for(&PKCS_ED25519)?;
-        let mut params = CertificateParams::new([name.as_str().to_owned(), role_name(role)])?;
-        params.distinguished_name = named(name.as_str());
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = match role {
-            Role::Server => vec![
-                ExtendedKeyUsagePurpose::ServerAuth,
-                ExtendedKeyUsagePurpose::ClientAuth,
-            ],
-            // A client cannot pass for a server, whatever its name.
-            Role::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
-        };
-        params.use_authority_key_identifier_extension = true;
         Ok(Leaf {
             cert: params.signed_by(&key, &self.issuer)?.pem(),
             key: key.serialize_pem(),
@@ -214,6 +212,23 @@ pub(crate) fn name_and_role<'a>(
     let name = name.ok_or("it has no name")?;
     let role = role.ok_or("it has no role")?;
     Ok((name, role))
+}
+
+fn leaf_params(name: &ServerName, role: Role) -> Result<CertificateParams, CertError> {
+    check_name(name)?;
+    let mut params = CertificateParams::new([name.as_str().to_owned(), role_name(role)])?;
+    params.distinguished_name = named(name.as_str());
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = match role {
+        Role::Server => vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ],
+        // A client cannot pass for a server, whatever its name.
+        Role::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
+    };
+    params.use_authority_key_identifier_extension = true;
+    Ok(params)
 }
 
 fn role_name(role: Role) -> String {

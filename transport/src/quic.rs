@@ -23,6 +23,8 @@ mod serve;
 mod server;
 mod settings;
 mod socket;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 pub use client::QuicNetwork;

@@ -167,6 +167,17 @@ impl Tls {
         Ok(tls)
     }
 
+    /// Shows this certificate and trusts the authority of `other`.
+    #[cfg(test)]
+    pub(crate) fn trusting(&self, other: &Self) -> Self {
+        Self(Arc::new(Parts {
+            roots: other.0.roots.clone(),
+            chain: self.0.chain.clone(),
+            key: self.0.key.clone_key(),
+            caller: self.0.caller.clone(),
+        }))
+    }
+
     pub(crate) fn client_config(&self) -> Result<Arc<QuicClientConfig>, rustls::Error> {
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])?
@@ -297,6 +308,14 @@ mod tests {
         assert!(text(&ours, "nonsense", &leaf.key).contains("no certificate"));
         assert!(text(&ours, &leaf.cert, "nonsense").contains("a private key"));
         assert!(text(&ours, ours.pem(), &leaf.key).contains("it has no name"));
+    }
+
+    #[test]
+    fn an_expired_certificate_is_named() {
+        let ours = Authority::new().expect("made");
+        let leaf = ours.issue_expired(&"unit-1a".into()).expect("made");
+        let text = text(&ours, &leaf.cert, &leaf.key);
+        assert!(text.contains("expired"), "{text}");
     }
 
     #[test]

@@ -20,8 +20,11 @@ pub(super) enum Close {
 }
 
 impl Close {
+    /// Closes the connection, unless it is closed: its reason would be lost.
     pub(super) fn close(self, connection: &quinn::Connection, why: &str) {
-        connection.close(self.code(), why.as_bytes());
+        if connection.close_reason().is_none() {
+            connection.close(self.code(), why.as_bytes());
+        }
     }
 
     pub(super) fn code(self) -> VarInt {

@@ -64,7 +64,7 @@ pub(super) type Alive = mpsc::Sender<()>;
 /// Serves callers over QUIC until it is dropped or closed.
 pub struct QuicServer {
     shared: Arc<Shared>,
-    endpoint: Endpoint,
+    pub(super) endpoint: Endpoint,
     address: SocketAddr,
     /// Ends when the socket and all tasks are gone.
     gone: Option<mpsc::Receiver<()>>,
