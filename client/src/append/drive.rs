@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use milonga_protocol::messages::{UnitResponse, WriteAnswer};
+use futures_util::future::join_all;
+use milonga_protocol::messages::{UnitRequest, UnitResponse, WriteAnswer};
 use milonga_protocol::{AppendError, Epoch, LogError, Position, Time};
 use milonga_transport::Peer;
 
 use super::batch::{Item, Part, deadline_of, expire};
 use super::outcome::{AfterEpoch, Found, Next, after_epoch, found, judge};
 use super::{Appender, Slot};
-use crate::cluster::garbage;
+use crate::cluster::{View, garbage};
 use crate::retry::{Backoff, Failure, Remedy, pause};
 use crate::settle::What;
 use crate::trim::settled;
@@ -65,6 +66,10 @@ impl Appender {
                     continue;
                 }
             };
+            if left.again {
+                let unit = &self.unit(&part, place).name;
+                what = format!("{unit}, which cannot take the entry yet");
+            }
             if self.go_on(&mut part, left, &mut backoff).await {
                 place += 1;
             }
@@ -191,7 +196,10 @@ impl Appender {
                 return;
             }
         };
-        let what = What::Range(mark, position);
+        self.tell_settled(&part.view, mark, call_by).await;
+        // What is farther above the mark heads do not fill; it comes at the next attempt.
+        let ahead = part.view.layout().limits.positions_ahead;
+        let what = What::Range(mark, position.min(mark.plus(ahead).next()));
         let settled = self
             .reader
             .settler
@@ -199,6 +207,21 @@ impl Appender {
         if let Err(error) = settled.await {
             tracing::debug!(%error, %position, "not settled below");
         }
+    }
+
+    /// Tells replicas before the tails, which know it only from others, that everything below `mark` is settled:
+    /// else they refuse to fill far above the mark they know.
+    async fn tell_settled(&self, view: &View, mark: Position, deadline: Time) {
+        let (epoch, below) = (view.epoch(), mark);
+        let chains = &view.layout().segments[view.last_segment()].chains;
+        let behind = chains.iter().filter_map(|units| units.split_last());
+        let told = behind.flat_map(|(_, units)| units).map(async |unit| {
+            let request = UnitRequest::Settled { epoch, below };
+            if let Err(failure) = self.cluster.unit(view.unit(*unit), request, deadline).await {
+                tracing::debug!(%failure, "mark not told");
+            }
+        });
+        join_all(told).await;
     }
 
     /// Every item is durable on every replica.

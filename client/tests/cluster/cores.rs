@@ -19,8 +19,8 @@ use milonga_protocol::messages::{
 };
 use milonga_protocol::{
     BackPointers, ClusterId, EncodedEntry, Entry, EntryId, Epoch, Incarnation, Layout, Limits,
-    ListEnd, Position, Published, Segment, SharedEnv, SharedLog, StreamId, Time, UnitId, UnitIndex,
-    UnitRef, WriterId,
+    ListEnd, NewEntry, Position, Published, ReadAnswer, Segment, SharedEnv, SharedLog, StreamId,
+    Time, UnitId, UnitIndex, UnitRef, WriterId,
 };
 use milonga_sequencer::Sequencer;
 use milonga_transport::{
@@ -220,13 +220,19 @@ fn peer(name: &str) -> Peer {
 fn unit_config(n: usize) -> UnitConfig {
     let id = UnitId(n as u128 + 1);
     let mut config = UnitConfig::new(id, format!("unit-{n}").as_str().into());
-    config.segment_bytes = 1 << 20;
+    config.segment_bytes = 4 << 20;
     config.soft_reserve_bytes = 1 << 20;
     config
 }
 
 impl Cluster {
     async fn start(chains: usize, replicas: usize) -> Arc<Self> {
+        let mut limits = Limits::default();
+        limits.entry_bytes = 1 << 17;
+        Self::with(chains, replicas, limits).await
+    }
+
+    async fn with(chains: usize, replicas: usize, limits: Limits) -> Arc<Self> {
         let env: SharedEnv = TokioEnv::seeded(5);
         let network = MemoryNetwork::new(Arc::clone(&env));
         let admin = network.endpoint("admin".into(), Role::Server);
@@ -242,8 +248,6 @@ impl Cluster {
             name: format!("unit-{n}").as_str().into(),
             id: UnitId(n as u128 + 1),
         });
-        let mut limits = Limits::default();
-        limits.entry_bytes = 1 << 17;
         let history = Layout {
             cluster: ClusterId(77),
             epoch: Epoch::NONE,
@@ -529,4 +533,53 @@ async fn the_client_keeps_the_log_contract_over_the_real_cores() {
             .all(|name| name.contains("damage") || name.contains("lost")),
         "{skipped:?}"
     );
+}
+
+/// A dead client's token, and many appends at once that are too far above it.
+#[tokio::test(start_paused = true)]
+async fn a_group_far_above_a_hole_gets_through() {
+    for (chains, replicas) in [(1, 1), (1, 2), (2, 2)] {
+        let mut limits = Limits::default();
+        limits.positions_ahead = 8;
+        let cluster = Cluster::with(chains, replicas, limits).await;
+        let log = cluster.log(0);
+        for _ in 0..10 {
+            cluster.make_hole(vec![StreamId::raw(1)]).await;
+        }
+        let began = cluster.env.now();
+        let appends =
+            (0..100).map(|n| log.append(NewEntry::new([StreamId::raw(1)], format!("{n}"))));
+        for appended in futures_util::future::join_all(appends).await {
+            appended.unwrap_or_else(|error| panic!("{chains} x {replicas}: {error}"));
+        }
+        let took = cluster.env.now().since(began);
+        assert!(
+            took < Duration::from_secs(5),
+            "{chains} x {replicas}: {took:?}"
+        );
+    }
+}
+
+/// More than one answer of a unit carries.
+#[tokio::test(start_paused = true)]
+async fn what_was_appended_is_read_however_much_it_is() {
+    let mut limits = Limits::default();
+    limits.entry_bytes = 1 << 20;
+    let cluster = Cluster::with(1, 2, limits).await;
+    let log = cluster.log(0);
+    let mut positions = Vec::new();
+    for n in 0..24_u8 {
+        let entry = NewEntry::new([StreamId::raw(1)], vec![n; 900 << 10]);
+        positions.push(log.append(entry).await.expect("no fault").position);
+    }
+    for restart in [false, true] {
+        if restart {
+            cluster.restart().await;
+        }
+        let answers = cluster.log(1).read(positions.clone()).await.expect("read");
+        for (position, answer) in positions.iter().zip(answers) {
+            let data = matches!(answer, ReadAnswer::Data(_));
+            assert!(data, "{position} is not data, restarted: {restart}");
+        }
+    }
 }
