@@ -55,6 +55,8 @@ struct Ask {
     segment: usize,
     chain: usize,
     place: usize,
+    /// Whether all of it is known to be settled.
+    settled: bool,
     /// Indexes of wishes.
     wishes: Vec<usize>,
     positions: Vec<Position>,
@@ -121,8 +123,8 @@ impl Reader {
         Ok(answers.pop().expect("one answer for each position"))
     }
 
-    /// Asks for everything that is not answered yet, all chains at once. Returns the wishes that lie in the closed
-    /// part and that nobody has decided.
+    /// Asks for everything that is not answered yet, all chains at once. Returns the wishes that have to be settled:
+    /// undecided ones of the closed part, and those that the tail has lost.
     async fn pass(
         &self,
         view: &View,
@@ -146,7 +148,9 @@ impl Reader {
                 let closed = view.layout().is_closed(want.position);
                 match said {
                     Said::Answer(answer, _) => want.answer = Some(answer),
-                    Said::Lost if !closed || want.settled => want.answer = Some(ReadAnswer::Lost),
+                    Said::Lost if want.settled || (ask.settled && !closed) => {
+                        want.answer = Some(ReadAnswer::Lost);
+                    }
                     Said::Undecided if !closed || want.settled => {
                         want.answer = Some(ReadAnswer::Unwritten);
                     }
@@ -157,7 +161,8 @@ impl Reader {
         failed.map_or(Ok(undecided), Err)
     }
 
-    /// Below the epoch's start nothing stays undecided: rules 9 and 11 say what it is.
+    /// Below the epoch's start nothing stays undecided: rules 9 and 11 say what it is. What an active tail has lost
+    /// the head still has; it is settled, and so given back to the tail, before it is shown.
     async fn decide(
         &self,
         view: &View,
@@ -173,6 +178,10 @@ impl Reader {
         positions.dedup();
         let settle = What::Positions(positions);
         self.settler.settle(settle, view.epoch(), deadline).await?;
+        if self.cluster.view().epoch() > view.epoch() {
+            // Some may have been void and not settled.
+            return Ok(());
+        }
         for wish in undecided {
             wanted[wish].settled = true;
         }
@@ -199,6 +208,7 @@ impl Reader {
                 asks.push(Ask {
                     segment,
                     chain,
+                    settled,
                     place: if settled {
                         turn % replicas
                     } else {
@@ -212,7 +222,7 @@ impl Reader {
         asks
     }
 
-    /// Asks one replica, and the others for what it has lost. The answer may stop early.
+    /// Asks one replica and, if all is settled, the others for what it has lost. The answer may stop early.
     async fn ask(&self, view: &View, ask: &Ask, deadline: Time) -> Result<Vec<Said>, Failure> {
         let mut said = self
             .ask_unit(view, ask, ask.place, &ask.positions, deadline)
@@ -226,7 +236,10 @@ impl Reader {
                 }
             }
         }
-        self.ask_others(view, ask, &mut said, deadline).await?;
+        if ask.settled {
+            self.ask_others(view, ask, &mut said, deadline).await?;
+        }
+        // Else nobody may be shown another replica's value: a tail whose disk failed "lost" what it never had.
         Ok(said)
     }
 

@@ -155,7 +155,7 @@ impl Reader {
             return Ok(Some(merged(parts, target)));
         }
         if lost_at(&parts, span.from) {
-            return Ok(Some(self.elsewhere(read, target, deadline).await?));
+            return Ok(self.elsewhere(read, target, deadline).await?);
         }
         let now = self.cluster.env.now();
         if self.hole_is_due(view, span.from) <= now {
@@ -259,7 +259,7 @@ impl Reader {
         read: &StreamRead,
         target: Target,
         deadline: Time,
-    ) -> Result<StreamPart, LogError> {
+    ) -> Result<Option<StreamPart>, LogError> {
         let position = read.from;
         tracing::debug!(%position, "lost at the tail, asking the other replicas");
         let mut entries = Vec::new();
@@ -276,13 +276,15 @@ impl Reader {
                     from: position,
                 });
             }
-            ReadAnswer::Unwritten | ReadAnswer::Lost => return Err(LogError::Lost { position }),
+            // The epoch has ended meanwhile.
+            ReadAnswer::Unwritten => return Ok(None),
+            ReadAnswer::Lost => return Err(LogError::Lost { position }),
         }
-        Ok(StreamPart {
+        Ok(Some(StreamPart {
             entries,
             complete: position.next(),
             target,
-        })
+        }))
     }
 }
 

@@ -544,7 +544,7 @@ impl Unit {
     fn settled(&self) -> Position {
         let range = self.ranges.last().expect("every unit has a range");
         let mut at = range.first_at_or_above(self.trimmed.max(self.settled));
-        while self.held.contains_key(&at) {
+        while matches!(self.held.get(&at), Some(Held::Data(_) | Held::Junk)) {
             at = at.plus(range.stripes);
         }
         at

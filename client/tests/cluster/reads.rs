@@ -158,3 +158,37 @@ async fn concurrent_wishes_to_settle_share_the_work() {
     let is_fill = |r: &Request| matches!(r, Request::Unit(UnitRequest::Fill { .. }));
     assert_eq!(fake.served(is_fill), 1);
 }
+
+/// The disk of a tail that fails in the middle of a write "loses" what it may never have had.
+#[tokio::test(start_paused = true)]
+async fn what_only_the_head_has_is_not_shown_though_the_tail_lost_it() {
+    for stream in [false, true] {
+        let fake = Fake::new(1, 2);
+        let client = client(&fake).await;
+        let half = fake.take_token(&[S]);
+        assert!(fake.write(&half, b"half", 1), "only the head has it");
+        fake.lose(half.position, |place| place == 1);
+        fake.faults(|to, request| match to.name.as_str() {
+            "unit-1b" if matches!(request, Request::Unit(UnitRequest::Write { .. })) => {
+                Fault::Unreachable
+            }
+            _ => Fault::None,
+        });
+        let to = crate::target(&client).await;
+        let read = async || {
+            if stream {
+                let part = client.read_streams(crate::stream_read(Position::ZERO, to));
+                part.await.map(|part| assert_eq!(part.entries.len(), 1))
+            } else {
+                let answers = client.read(vec![half.position]).await;
+                answers.map(|answers| assert_eq!(text(&answers[0]), b"half"))
+            }
+        };
+        let error = read().await.expect_err("it is not settled");
+        assert!(error.is_retryable(), "{error}");
+        fake.no_faults();
+        read().await.expect("settled first");
+        let tail = &fake.held(half.position)[1];
+        assert!(matches!(tail, Some(Held::Data(_))), "{tail:?}");
+    }
+}
