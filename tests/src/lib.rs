@@ -1,1 +1,5 @@
-//! Tests of the whole: conformance, crashes, clusters of real processes.
+//! Tests of the whole: conformance, faults, clusters of real processes. What they share lies here.
+
+mod rig;
+
+pub use rig::Rig;
