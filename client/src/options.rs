@@ -24,7 +24,7 @@ pub struct ClientOptions {
     /// Most bytes of payload under way. 64 MiB.
     pub in_flight_bytes: usize,
     /// A hole is filled after this long, or after four times the observed 99th percentile of appends if that is
-    /// longer. 20 ms.
+    /// longer, though not longer than [`Self::call_timeout`]. 20 ms.
     pub hole_time: Duration,
     /// Bytes of payload that a subscription keeps ready. 1 MiB.
     pub prefetch_bytes: usize,

@@ -226,8 +226,11 @@ impl Reader {
             .after(self.hole_age())
     }
 
+    /// Bounded: appends that sat through an outage must not make readers wait for minutes afterwards.
     fn hole_age(&self) -> Duration {
-        (4 * self.latency.p99()).max(self.cluster.options.hole_time)
+        let options = &self.cluster.options;
+        let age = (4 * self.latency.p99()).min(options.call_timeout);
+        age.max(options.hole_time)
     }
 
     /// Settles the hole at the start of `span` together with everything else whose time is up (rule 26).

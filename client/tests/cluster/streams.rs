@@ -278,3 +278,23 @@ async fn a_subscription_follows_without_polling() {
     };
     assert!(fake.served(is_wait) < 45, "about one a second and entry");
 }
+
+#[tokio::test(start_paused = true)]
+async fn slow_appends_do_not_make_holes_wait_for_ever() {
+    let fake = Fake::new(1, 2);
+    let client = client(&fake).await;
+    fake.faults(|_, request| match request {
+        Request::Unit(UnitRequest::Write { .. }) => Fault::Delay(Duration::from_millis(1_900)),
+        _ => Fault::None,
+    });
+    append(&client, "slow").await;
+    fake.no_faults();
+    fake.take_token(&[S]);
+    append(&client, "b").await;
+    let began = fake.env.now();
+    let to = target(&client).await;
+    let played = play(&client, Position::ZERO, to).await.expect("filled");
+    assert_eq!(texts(&played), ["slow", "b"]);
+    let took = fake.env.now().since(began);
+    assert!(took < Duration::from_secs(3), "{took:?}");
+}
