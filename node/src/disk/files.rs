@@ -124,9 +124,14 @@ impl Files {
         sync: bool,
     ) -> Result<DiskDone, DiskError> {
         let file = self.file(name)?;
-        write_all(&file, offset, data).map_err(|e| self.error("write", name, &e))?;
+        let mut written = 0;
+        if let Err(error) = write_all(&file, offset, data, &mut written) {
+            let error = self.error("write", name, &error);
+            return Err(if written > 0 { unsure(error) } else { error });
+        }
         if sync {
-            file.sync_data().map_err(|e| self.error("sync", name, &e))?;
+            file.sync_data()
+                .map_err(|e| unsure(self.error("sync", name, &e)))?;
         }
         Ok(DiskDone::Done)
     }
@@ -229,18 +234,28 @@ impl Files {
     }
 }
 
-/// Writes all of `data`, as few calls as the kernel allows.
-fn write_all(file: &File, mut offset: u64, data: &[Bytes]) -> io::Result<()> {
+/// The error of a write that may have changed something. `Full` promises that nothing was: a value that its writer
+/// was told to be refused could come back from the disk after a crash. (Copy-on-write file systems can run out of
+/// space on files that are there.)
+fn unsure(error: DiskError) -> DiskError {
+    match error {
+        DiskError::Full => DiskError::Io("no space left in the middle of a write".into()),
+        other => other,
+    }
+}
+
+/// Writes all of `data`, as few calls as the kernel allows; `written` counts the bytes, also of a failure.
+fn write_all(file: &File, offset: u64, data: &[Bytes], written: &mut u64) -> io::Result<()> {
     let slices = data.iter().filter(|bytes| !bytes.is_empty());
     let mut slices: Vec<_> = slices.map(|bytes| IoSlice::new(bytes)).collect();
     let mut rest = &mut slices[..];
     while !rest.is_empty() {
         let some = &rest[..rest.len().min(SLICES)];
-        match rustix::io::pwritev(file, some, offset) {
+        match rustix::io::pwritev(file, some, offset + *written) {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),
-            Ok(written) => {
-                offset += written as u64;
-                IoSlice::advance_slices(&mut rest, written);
+            Ok(more) => {
+                *written += more as u64;
+                IoSlice::advance_slices(&mut rest, more);
             }
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
