@@ -123,7 +123,7 @@ impl Unit {
         if self.files.out_of_space {
             self.reject_queue();
         } else {
-            self.prepare_segment();
+            self.make_segment();
         }
     }
 

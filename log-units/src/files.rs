@@ -1,6 +1,7 @@
 //! Segment files and free space.
 //!
-//! One file is prepared ahead (zero-filled and with its header, both durable) before it is needed. What is prepared
+//! One file is prepared ahead (zero-filled and with its header, both durable) before it is needed: once the active
+//! one is a quarter full, so that opening and closing a small log does not write a whole file. What is prepared
 //! is part of the reserve of rule 29: as long as the free space is below the soft reserve, or a file could not be
 //! made for want of space, a head admits no ordinary data; junk, flagged entries, values on their way down a chain
 //! and repairs go on in the active and the prepared segment, until those are full too.
@@ -54,8 +55,18 @@ impl Unit {
         self.files.out_of_space || self.files.free.is_some_and(below)
     }
 
-    /// Makes the next segment file if none is ready.
+    /// Makes the next segment file ahead of time, if it is time.
     pub(crate) fn prepare_segment(&mut self) {
+        let writer = &self.writer;
+        let soon = self.index.active.is_none() || writer.end >= writer.size / 4;
+        // After a failure it is tried again until it succeeds: only that lifts the refusal of ordinary data.
+        if soon || self.files.out_of_space {
+            self.make_segment();
+        }
+    }
+
+    /// Makes the next segment file if none is ready.
+    pub(crate) fn make_segment(&mut self) {
         let files = &self.files;
         let waits = files.out_of_space && files.recheck_at.is_some();
         if self.superblock.cluster == milonga_protocol::ClusterId::default()
