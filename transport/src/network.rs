@@ -51,6 +51,8 @@ pub trait Network: Send + Sync + 'static {
 pub trait Service: Send + Sync + 'static {
     /// Handles one request; must not block. The answer goes to `reply`, now or later, from any task.
     /// Dropping `reply` unanswered makes the caller's call fail with [`CallError::Dropped`].
+    ///
+    /// The parts of a message may be slices of a larger buffer: what is kept for long is better copied.
     fn handle(&self, from: &Caller, request: Message, reply: Reply);
 }
 

@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex};
 
 use milonga_protocol::env::{BoxFuture, SharedEnv, Time};
 use milonga_protocol::frame::{Message, check_size};
-use quinn::{Endpoint, EndpointConfig};
+use quinn::Endpoint;
 
 use super::failure::Close;
 use super::link::Link;
-use super::settings::{client_config, socket};
+use super::settings::{client_config, client_endpoint, socket};
 use super::wire::Unsent;
 use crate::bounds::Bounds;
 use crate::identity::Identity;
@@ -155,7 +155,7 @@ impl Dialler {
         }
         let made = || {
             let runtime = Arc::new(quinn::TokioRuntime);
-            Endpoint::new(EndpointConfig::default(), None, socket(any)?, runtime)
+            Endpoint::new(client_endpoint(), None, socket(any)?, runtime)
         };
         let endpoint = made().map_err(|error| format!("no UDP socket: {error}"))?;
         Ok(place.insert(endpoint).clone())
