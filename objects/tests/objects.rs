@@ -3,6 +3,7 @@
 mod support;
 
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use milonga_objects::{
     Counter, Handle, Map, MapState, ObjectKind, OpenError, Outcome, Queue, ReadError, Replica,
@@ -124,6 +125,7 @@ async fn concurrent_openings_register_a_name_once() {
 #[tokio::test(start_paused = true)]
 async fn records_of_concurrent_tasks_share_entries_and_keep_each_handles_order() {
     let log = MemoryLog::new();
+    support::jitter(&log, 3);
     let a = replica(&log, 1);
     let map = a.map::<u64, u64>("map").await.unwrap();
     let queue = a.queue::<u64>("queue").await.unwrap();
@@ -151,6 +153,24 @@ async fn records_of_concurrent_tasks_share_entries_and_keep_each_handles_order()
         .map(|(_, n)| *n)
         .collect();
     assert_eq!(items, (0..2_000).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn updates_of_one_handle_keep_their_order_while_appends_overtake_each_other() {
+    let log = MemoryLog::new();
+    support::jitter(&log, 4);
+    let a = replica(&log, 1);
+    let queue = a.queue::<u64>("queue").await.unwrap();
+    let mut pushes: Vec<_> = (0..600).map(|n| queue.push(n)).collect();
+    for three in pushes.chunks_mut(3) {
+        for push in three {
+            assert!(futures_util::poll!(push).is_pending());
+        }
+        support::pause(1).await;
+    }
+    let keys = futures_util::future::join_all(pushes).await;
+    assert!(keys.into_iter().map(Result::unwrap).is_sorted());
+    assert!(a.applied().0 > 10, "many entries");
 }
 
 #[tokio::test(start_paused = true)]
@@ -276,44 +296,60 @@ async fn snapshots_do_not_move_and_cover_all_objects() {
 #[tokio::test(start_paused = true)]
 async fn an_object_opened_late_equals_one_opened_early() {
     let log = MemoryLog::new();
+    support::jitter(&log, 5);
     let (a, b) = (replica(&log, 1), replica(&log, 2));
     let map = a.map::<u64, u64>("map").await.unwrap();
     let other = a.map::<u64, u64>("other").await.unwrap();
+    let sum = a.counter("sum").await.unwrap();
     let first = b.counter("first").await.unwrap();
-    for n in 0..3_000_u64 {
-        let write = async {
-            a.transaction(async |tx| {
-                // Half of them conflict, so that verdicts matter.
-                let old = tx.get(&map, &(n % 2)).unwrap_or(0);
-                tx.insert(&map, n % 2, old + 1);
-                tx.insert(&map, 1_000 + n, n);
-                Ok::<_, Infallible>(())
-            })
-            .await
-            .unwrap()
-        };
-        if n % 2 == 0 {
-            write.await;
-        } else {
-            tokio::join!(write, map.insert(n % 2, 0), other.insert(n, n))
-                .1
-                .unwrap();
-        }
-        if n == 1_500 {
+    let runs = AtomicU64::new(0);
+    let increment = async |n: u64| {
+        a.transaction(async |tx| {
+            runs.fetch_add(1, Ordering::Relaxed);
+            let old = tx.get(&map, &(n % 3)).unwrap_or(0);
+            tx.insert(&map, n % 3, old + 1);
+            tx.insert(&other, n, old);
+            tx.add(&sum, 1);
+            Ok::<_, Infallible>(())
+        })
+        .await
+        .unwrap()
+        .committed()
+    };
+    for n in 0..400_u64 {
+        // Many of them abort, so that verdicts matter.
+        let all = (0..8).map(|task| increment(n * 8 + task));
+        futures_util::future::join_all(all).await;
+        if n == 200 {
             first.add(1).await.unwrap();
         }
     }
-    // `b` has played everything before it opens the map.
+    // `b` has played everything before it opens the maps, and goes on while they are loaded.
     first.add(1).await.unwrap();
-    b.sync().await.unwrap();
-    let (late, late_too) = tokio::join!(b.map::<u64, u64>("map"), b.map::<u64, u64>("other"));
-    let (late, late_too) = (late.unwrap(), late_too.unwrap());
-    let early: Vec<_> = map.entries().await.unwrap().collect();
-    assert_eq!(late.entries().await.unwrap().collect::<Vec<_>>(), early);
-    assert_eq!(late_too.len().await.unwrap(), 1_500);
-    // And it goes on.
-    map.insert(5, 5).await.unwrap();
-    assert_eq!(late.get(&5).await.unwrap(), Some(5));
+    let busy = async {
+        for n in 0..30 {
+            futures_util::future::join_all((0..8).map(|task| increment(9_000 + n * 8 + task)))
+                .await;
+            first.add(1).await.unwrap();
+        }
+    };
+    let (late, late_too, late_sum, ()) = tokio::join!(
+        b.map::<u64, u64>("map"),
+        b.map::<u64, u64>("other"),
+        b.counter("sum"),
+        busy
+    );
+    for (late, early) in [(late.unwrap(), &map), (late_too.unwrap(), &other)] {
+        let early: Vec<_> = early.entries().await.unwrap().collect();
+        assert_eq!(late.entries().await.unwrap().collect::<Vec<_>>(), early);
+    }
+    let late_sum = late_sum.unwrap().get().await.unwrap();
+    assert_eq!(late_sum, sum.get().await.unwrap());
+    let runs = runs.into_inner();
+    assert!(
+        runs > 4_500,
+        "{runs} runs of 3,250 transactions: few aborted"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,7 +7,6 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use milonga_objects::{
     Context, Handle, KeyBytes, Object, Opened, Outcome, Replica, ReplicaOptions, Touches,
@@ -88,11 +87,7 @@ async fn random_transactions_are_serializable_in_the_order_of_the_log() {
 
 async fn run_seed(seed: u64) {
     let log = MemoryLog::new();
-    let pauses = TestEnv::seeded(seed);
-    log.set_gate(Some(Arc::new(move |_| {
-        let micros = pauses.random() % 400;
-        pauses.sleep(Duration::from_micros(micros))
-    })));
+    support::jitter(&log, seed);
     let stories = Arc::new(Mutex::new(Vec::new()));
     let mut tasks = Vec::new();
     let mut replicas = Vec::new();
@@ -299,11 +294,7 @@ fn check_serial(seed: u64, books: &[Book], stories: Vec<Story>) {
 async fn every_item_is_processed_once_by_concurrent_transactional_pops() {
     for seed in 1..=5 {
         let log = MemoryLog::new();
-        let pauses = TestEnv::seeded(seed);
-        log.set_gate(Some(Arc::new(move |_| {
-            let micros = pauses.random() % 300;
-            pauses.sleep(Duration::from_micros(micros))
-        })));
+        support::jitter(&log, seed);
         let feeder = replica(&log, seed * 100);
         let jobs = feeder.queue::<u64>("jobs").await.unwrap();
         let pushes = (0..300).map(|n| jobs.push(n));
@@ -391,6 +382,42 @@ async fn two_transactions_that_read_one_key_and_share_an_entry_do_not_both_commi
     assert_eq!(shared.count(), 9, "{outcomes:?}");
     assert_eq!(there.get("k").await.unwrap(), Some(1));
     assert!(a.applied().0 < 9, "they did share entries");
+}
+
+/// Rule 31: verdicts need the versions of objects that were registered behind this replica's back.
+#[tokio::test(start_paused = true)]
+async fn a_replica_decides_alike_about_objects_that_it_has_never_heard_of() {
+    let log = MemoryLog::new();
+    let mut once = ReplicaOptions::default();
+    once.tx_attempts = 1;
+    let (a, b, c) = (
+        replica(&log, 1),
+        replica_with(&log, 2, once),
+        replica(&log, 3),
+    );
+    let bystander = a.map::<u64, u64>("map").await.unwrap();
+    assert_eq!(bystander.len().await.unwrap(), 0);
+    let map = b.map::<u64, u64>("map").await.unwrap();
+    for n in 0..3_u64 {
+        let name = format!("new-{n}");
+        let mine = b.map::<u64, u64>(&name).await.unwrap();
+        let rival = c.map::<u64, u64>(&name).await.unwrap();
+        let outcome = b
+            .transaction(async |tx| {
+                let value = tx.get(&mine, &1).unwrap_or(0);
+                rival.insert(1, 1).await.unwrap();
+                tx.insert(&map, n, value);
+                Ok::<_, Infallible>(())
+            })
+            .await
+            .unwrap();
+        assert!(matches!(outcome, Outcome::Conflict { .. }), "{outcome:?}");
+    }
+    map.insert(9, 9).await.unwrap();
+    assert_eq!(
+        bystander.entries().await.unwrap().collect::<Vec<_>>(),
+        [(9, 9)]
+    );
 }
 
 #[tokio::test(start_paused = true)]

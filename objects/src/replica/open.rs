@@ -20,7 +20,9 @@ use crate::record::{self, Record, TouchedKeys, Update};
 use crate::world::Hosted;
 
 /// Behind the common position by less than this, an object is handed to the player to join.
-const CLOSE_ENOUGH: u64 = 1_024;
+const CLOSE_ENOUGH: u64 = 16;
+/// Or after so many rounds: each is as long as what was played during the one before it.
+const ROUNDS: u32 = 8;
 
 /// What openings share.
 pub(super) struct Opener {
@@ -211,7 +213,7 @@ async fn host<O: Object>(
     );
     let mut hosted = Hosted::new::<O>(Arc::clone(&info.name));
     let mut loaded = info.registered;
-    loop {
+    for _ in 0..ROUNDS {
         let applied = shared.world().applied();
         if applied.0.saturating_sub(loaded.0) < CLOSE_ENOUGH {
             break;

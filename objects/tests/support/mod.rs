@@ -4,6 +4,7 @@
 
 pub(crate) mod env;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use milonga_objects::{Replica, ReplicaOptions};
@@ -29,13 +30,27 @@ pub(crate) fn short() -> ReplicaOptions {
     options
 }
 
+/// Every call of the log takes up to 10 ms (tokio's timers tick in milliseconds), so that calls overtake each other.
+pub(crate) fn jitter(log: &MemoryLog, seed: u64) {
+    let env = TestEnv::seeded(seed);
+    log.set_gate(Some(Arc::new(move |_| {
+        let pause = Duration::from_millis(env.random() % 10);
+        env.sleep(pause)
+    })));
+}
+
 /// Lets everything run that can.
+pub(crate) async fn settle_down() {
+    pause(200).await;
+}
+
+/// Lets time pass.
 #[expect(
     clippy::disallowed_methods,
     reason = "a test waits on tokio's paused clock"
 )]
-pub(crate) async fn settle_down() {
-    tokio::time::sleep(Duration::from_millis(20)).await;
+pub(crate) async fn pause(millis: u64) {
+    tokio::time::sleep(Duration::from_millis(millis)).await;
 }
 
 /// Spawns a task of the test.
