@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use milonga_objects::{
     Counter, Handle, Map, MapState, ObjectKind, OpenError, Outcome, Queue, ReadError, Replica,
-    Settled, Snapshot, Ticket, Tx, Update, UpdateError, View,
+    ReplicaOptions, Settled, Snapshot, Ticket, Tx, Update, UpdateError, View,
 };
 use milonga_protocol::memory::AppendFault;
 use milonga_protocol::{AppendError, MemoryLog, StreamId};
@@ -297,7 +297,10 @@ async fn snapshots_do_not_move_and_cover_all_objects() {
 async fn an_object_opened_late_equals_one_opened_early() {
     let log = MemoryLog::new();
     support::jitter(&log, 5);
-    let (a, b) = (replica(&log, 1), replica(&log, 2));
+    // Loading takes many reads, while playback goes on.
+    let mut options = ReplicaOptions::default();
+    options.part_bytes = 4_000;
+    let (a, b) = (replica(&log, 1), replica_with(&log, 2, options));
     let map = a.map::<u64, u64>("map").await.unwrap();
     let other = a.map::<u64, u64>("other").await.unwrap();
     let sum = a.counter("sum").await.unwrap();
