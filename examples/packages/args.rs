@@ -16,7 +16,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "D")]
     pub(crate) dir: Option<PathBuf>,
     /// Tasks that work in this process, on an embedded log.
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1_024))]
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1_024))]
     pub(crate) workers: u32,
     /// Worker processes, and one producer, on a cluster of server processes that this one starts.
     #[arg(long, value_name = "N", conflicts_with = "workers", value_parser = clap::value_parser!(u32).range(1..=64))]

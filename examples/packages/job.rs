@@ -96,7 +96,7 @@ impl Production {
         let batch = usize::try_from(stanzas / 64)
             .unwrap_or(usize::MAX)
             .clamp(1, 64);
-        let backlog = (stanzas / 8).clamp(16, 4_096);
+        let backlog = (stanzas / 4).clamp(16, 4_096);
         Self {
             fingerprint,
             batch,

@@ -20,7 +20,7 @@ use crate::report::{Kill, Work};
 use crate::servers::{Servers, signal};
 
 /// Transactions at a time in each worker process.
-const TASKS: u32 = 4;
+const TASKS: u32 = 8;
 /// Who is killed, and from which percentage of the work on.
 const VICTIMS: [(Role, u64); 2] = [(Role::Producer, 25), (Role::Worker, 50)];
 /// Nobody is killed later than that.

@@ -135,7 +135,7 @@ impl Report<'_> {
         } = self.work;
         writeln!(
             out,
-            "{committed} transactions in {:.1} s; {} of {runs} runs aborted by conflicts ({:.1} %); {} malformed stanzas skipped",
+            "{committed} transactions reported in {:.1} s; {} of {runs} runs aborted by conflicts ({:.1} %); {} malformed stanzas skipped",
             took.as_secs_f64(),
             runs.saturating_sub(*committed),
             self.work.abort_percent(),
