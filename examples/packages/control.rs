@@ -13,8 +13,11 @@ use std::io::{self, BufRead};
 
 /// Longest stanza. Debian's longest has 76 KB.
 pub(crate) const MAX_STANZA_BYTES: usize = 128 << 10;
-/// Most distinct names that one stanza may depend on: its edges must fit one transaction. Debian's most is 332.
-pub(crate) const MAX_DEPENDENCIES: usize = 2_000;
+/// Most bytes that the edges of one stanza may take, so that they fit one transaction: each takes
+/// [`EDGE_BYTES`] and four times both names (two ways, in the update and as its key). Debian's largest take 90 KB.
+pub(crate) const MAX_EDGE_BYTES: usize = 960 << 10;
+/// What an edge takes besides the names.
+pub(crate) const EDGE_BYTES: usize = 64;
 
 /// A well-formed stanza.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -220,8 +223,9 @@ impl Package {
         if !has_name {
             return Err(wrong(1, "no field Package"));
         }
-        if package.dependencies.len() > MAX_DEPENDENCIES {
-            return Err(wrong(1, "too many dependencies for one transaction"));
+        let edge = |name: &String| EDGE_BYTES + 4 * (package.name.len() + name.len());
+        if package.dependencies.iter().map(edge).sum::<usize>() > MAX_EDGE_BYTES {
+            return Err(wrong(1, "more dependencies than fit one transaction"));
         }
         Ok(package)
     }

@@ -1,10 +1,10 @@
 //! What the objects have to hold at the end, counted by separate code: straight through the file, line by line,
-//! on bytes, without a notion of a stanza as text. It shares only the two limits with the reader of the job.
+//! on bytes, without a notion of a stanza as text. It shares only the limits with the reader of the job.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead};
 
-use crate::control::{MAX_DEPENDENCIES, MAX_STANZA_BYTES};
+use crate::control::{EDGE_BYTES, MAX_EDGE_BYTES, MAX_STANZA_BYTES};
 
 /// A direct count of a control file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -132,11 +132,12 @@ impl Reference {
         }
         let name = stanza.value("package");
         let dependencies = stanza.dependencies();
+        let letters: usize = dependencies.iter().map(String::len).sum();
         if stanza.is_bad
             || is_split
             || stanza.bytes > MAX_STANZA_BYTES
             || name.is_empty()
-            || dependencies.len() > MAX_DEPENDENCIES
+            || dependencies.len() * (EDGE_BYTES + 4 * name.len()) + 4 * letters > MAX_EDGE_BYTES
         {
             self.malformed += 1;
             return;
@@ -244,9 +245,14 @@ mod tests {
         agree(&long);
         long.insert(20, b'x');
         agree(&long);
-        for names in [MAX_DEPENDENCIES, MAX_DEPENDENCIES + 1] {
-            let list: Vec<_> = (0..names).map(|n| format!("p{n}")).collect();
-            agree(format!("Package: a\nDepends: {}, p0\n", list.join(",\n ")).as_bytes());
+        // Names of five letters, for a package of one: the first list just fits.
+        let most = MAX_EDGE_BYTES / (EDGE_BYTES + 4 * 6);
+        for (names, fits) in [(most, 1), (most + 1, 0)] {
+            let list: Vec<_> = (0..names).map(|n| format!("{n:05}")).collect();
+            let input = format!("Package: a\nDepends: {}, 00000\n", list.join(",\n "));
+            agree(input.as_bytes());
+            let stanzas = count(input.as_bytes()).expect("memory can be read").stanzas;
+            assert_eq!(stanzas, fits, "{names} names");
         }
     }
 }
