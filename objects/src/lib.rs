@@ -32,6 +32,7 @@ mod queue;
 mod record;
 mod replica;
 mod snapshot;
+mod table;
 mod transaction;
 mod update;
 mod versions;

@@ -110,3 +110,154 @@ impl Playback {
         Ok(Verdict::Committed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use milonga_protocol::{BackPointers, EntryId, StreamLink};
+    use serde_bytes::Bytes as Slice;
+
+    use super::*;
+    use crate::counter::{CounterOp, CounterState};
+    use crate::error::ReadError;
+    use crate::record::{Commit, Decision, Read, ReadKeys, Update};
+    use crate::world::{Hosted, World};
+
+    const COUNTER: StreamId = StreamId(16);
+    const OTHER: StreamId = StreamId(18);
+
+    fn add(stream: StreamId, op: &[u8]) -> Update<'_> {
+        Update {
+            stream,
+            touches: TouchedKeys::One(Slice::new(b"k")),
+            op_version: 1,
+            op: Slice::new(op),
+        }
+    }
+
+    fn entry(records: &[Record<'_>]) -> Entry {
+        let link = |stream| StreamLink {
+            stream,
+            back: BackPointers::EMPTY,
+        };
+        let payload = records
+            .iter()
+            .fold(record::begin_payload(7, 0), |out, record| {
+                record.encode(out)
+            });
+        Entry {
+            id: EntryId {
+                writer: WriterId(1),
+                sequence: 1,
+            },
+            links: vec![link(COUNTER), link(OTHER)],
+            payload: Bytes::from(payload),
+        }
+    }
+
+    /// Reads the key, then changes it.
+    fn transaction<'a>(snapshot: u64, op: &'a [u8]) -> Record<'a> {
+        Record::Commit(Commit {
+            snapshot: Position(snapshot),
+            window: 100,
+            reads: vec![Read {
+                stream: COUNTER,
+                what: ReadKeys::Keys(vec![Slice::new(b"k")]),
+            }],
+            updates: vec![add(COUNTER, op), add(OTHER, op)],
+        })
+    }
+
+    struct Both(Playback, World);
+
+    impl Both {
+        fn new() -> Self {
+            let mut world = World::new();
+            for (stream, name) in [(COUNTER, "counter"), (OTHER, "other")] {
+                assert!(world.join_new(stream, Hosted::new::<CounterState>(name.into())));
+            }
+            Self(Playback::new(WriterId(1), 100), world)
+        }
+
+        fn play(&mut self, position: u64, records: &[Record<'_>]) -> usize {
+            let entry = entry(records);
+            let plan = self.0.decide(Position(position), &entry).unwrap();
+            assert_eq!(plan.own_tag, Some(7));
+            self.1.apply(&plan, true).len()
+        }
+
+        fn value(&self, stream: StreamId) -> Result<i64, ReadError> {
+            let state = self.1.state::<CounterState>(stream, &Arc::from("any"))?;
+            Ok(state.value())
+        }
+    }
+
+    #[test]
+    fn of_two_transactions_in_one_entry_that_read_what_both_change_the_first_commits() {
+        let one = postcard::to_stdvec(&CounterOp::Add(1)).unwrap();
+        let mut both = Both::new();
+        let outcomes = both.play(5, &[transaction(5, &one), transaction(5, &one)]);
+        assert_eq!(outcomes, 2);
+        assert_eq!((both.value(COUNTER), both.value(OTHER)), (Ok(1), Ok(1)));
+        assert!(!both.1.is_aborted(Position(5), 0) && both.1.is_aborted(Position(5), 1));
+        assert_eq!(
+            both.1.aborted_between(Position(5), Position(6)),
+            [(Position(5), 1)]
+        );
+        // The aborted one changed nothing, so it is no conflict either: only the first is.
+        both.play(6, &[transaction(6, &one), transaction(5, &one)]);
+        assert_eq!(both.value(OTHER), Ok(2));
+        assert_eq!(both.1.applied(), Position(7));
+    }
+
+    #[test]
+    fn a_halted_object_still_decides_and_the_rest_of_a_transaction_holds() {
+        let one = postcard::to_stdvec(&CounterOp::Add(1)).unwrap();
+        let mut both = Both::new();
+        both.play(3, &[Record::Update(add(COUNTER, b"\xff"))]);
+        let halt = both.value(COUNTER).unwrap_err();
+        assert_eq!(halt.position(), Some(Position(3)));
+        both.play(4, &[transaction(3, &one)]);
+        assert_eq!(both.value(OTHER), Ok(0), "it read what 3 changed");
+        both.play(5, &[transaction(4, &one)]);
+        assert_eq!(both.value(OTHER), Ok(1));
+        assert_eq!(both.value(COUNTER).unwrap_err(), halt);
+    }
+
+    #[test]
+    fn a_decision_that_differs_from_the_own_verdict_halts_loudly() {
+        let one = postcard::to_stdvec(&CounterOp::Add(1)).unwrap();
+        let decision = |committed| {
+            Record::Decision(Decision {
+                position: Position(5),
+                record: 1,
+                committed,
+            })
+        };
+        let mut both = Both::new();
+        both.play(5, &[transaction(5, &one), transaction(5, &one)]);
+        both.play(6, &[decision(false)]);
+        assert_eq!(both.value(COUNTER), Ok(1));
+        both.play(7, &[decision(true)]);
+        let halt = both.value(COUNTER).unwrap_err();
+        assert!(halt.to_string().contains("report this"), "{halt}");
+        assert_eq!(halt.position(), Some(Position(7)));
+    }
+
+    #[test]
+    fn whole_changes_of_foreign_bytes_abort_those_who_read_before() {
+        let one = postcard::to_stdvec(&CounterOp::Add(1)).unwrap();
+        let mut both = Both::new();
+        let mut foreign = entry(&[]);
+        foreign.payload = Bytes::from_static(b"rubbish");
+        foreign.links.truncate(1);
+        let plan = both.0.decide(Position(2), &foreign).unwrap();
+        assert!(both.1.apply(&plan, false).is_empty());
+        both.play(3, &[transaction(2, &one)]);
+        assert_eq!(both.value(OTHER), Ok(0));
+        both.play(4, &[transaction(3, &one)]);
+        assert_eq!(both.value(OTHER), Ok(1));
+    }
+}

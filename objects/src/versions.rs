@@ -10,17 +10,14 @@
 //!                  |<----- ≥ window ---->|<----- < window ----->|
 //! ```
 
-use std::collections::{BTreeMap, HashMap, hash_map};
-use std::hash::{BuildHasherDefault, DefaultHasher};
+use std::collections::BTreeMap;
 
 use milonga_protocol::plants::{self, Plant};
 use milonga_protocol::{Position, StreamId};
 
 use crate::key::KeyBytes;
 use crate::record::{Commit, ReadKeys, TouchedKeys};
-
-/// Its iteration order is never looked at: it is only dropped in it.
-type Table = HashMap<Box<[u8]>, Position, BuildHasherDefault<DefaultHasher>>;
+use crate::table::{Retired, Table};
 
 /// Last changes of the keys of all objects.
 ///
@@ -32,7 +29,7 @@ pub(crate) struct Versions {
     since_previous: Position,
     since_current: Position,
     /// Old generations, dropped a few keys at a time: dropping a million at once would stop playback.
-    retired: Vec<hash_map::IntoIter<Box<[u8]>, Position>>,
+    retired: Vec<Retired>,
 }
 
 #[derive(Default)]
@@ -94,7 +91,7 @@ impl Versions {
             let current = std::mem::take(&mut object.current);
             let old = std::mem::replace(&mut object.previous, current);
             if !old.is_empty() {
-                self.retired.push(old.into_iter());
+                self.retired.push(old.retire());
             }
         }
         self.since_previous = self.since_current;
@@ -103,7 +100,7 @@ impl Versions {
 
     fn drop_retired(&mut self, keys: usize) {
         if let Some(table) = self.retired.last_mut()
-            && table.by_ref().take(keys).count() < keys
+            && !table.drop_some(keys)
         {
             self.retired.pop();
         }
@@ -116,8 +113,11 @@ impl Versions {
         match touches {
             TouchedKeys::None => {}
             TouchedKeys::Whole => object.whole = Some(position),
-            TouchedKeys::One(key) => object.set(position, key),
-            TouchedKeys::Many(keys) => keys.iter().for_each(|key| object.set(position, key)),
+            TouchedKeys::One(key) => object.current.set(key, position),
+            TouchedKeys::Many(keys) => {
+                keys.iter()
+                    .for_each(|key| object.current.set(key, position));
+            }
         }
         self.drop_retired(2);
     }
@@ -179,18 +179,9 @@ impl Versions {
 }
 
 impl ObjectVersions {
-    fn set(&mut self, position: Position, key: &[u8]) {
-        match self.current.get_mut(key) {
-            Some(version) => *version = position,
-            None => {
-                self.current.insert(Box::from(key), position);
-            }
-        }
-    }
-
     fn changed_since(&self, snapshot: Position, key: &[u8]) -> Option<Position> {
         let of_key = self.current.get(key).or_else(|| self.previous.get(key));
-        let last = of_key.copied().max(self.whole)?;
+        let last = of_key.max(self.whole)?;
         after(snapshot, last).then_some(last)
     }
 }
