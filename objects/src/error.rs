@@ -357,8 +357,8 @@ pub enum TransactionError<E> {
         /// Why.
         source: ReadError,
     },
-    /// Its commit record has no verdict; see the source for whether it was written.
-    #[error("the transaction did not commit")]
+    /// It has no verdict; see the source for whether anything was written.
+    #[error("the transaction has no verdict")]
     Commit {
         /// Why.
         source: UpdateError,

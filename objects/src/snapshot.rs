@@ -2,13 +2,14 @@
 
 use std::fmt;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use milonga_protocol::Position;
 
 use crate::error::ReadError;
 use crate::handle::Opened;
 use crate::object::Object;
+use crate::replica::Shared;
 use crate::world::Frozen;
 
 /// All open objects as they were at one position. Cheap to clone; holding it keeps the old states in memory.
@@ -27,17 +28,24 @@ use crate::world::Frozen;
 /// # Ok(()) });
 /// ```
 #[derive(Clone)]
-pub struct Snapshot(Arc<Frozen>);
+pub struct Snapshot {
+    frozen: Arc<Frozen>,
+    /// Handles of other replicas are refused: their streams may belong to another log.
+    replica: Weak<Shared>,
+}
 
 impl Snapshot {
-    pub(crate) const fn new(frozen: Arc<Frozen>) -> Self {
-        Self(frozen)
+    pub(crate) fn new(shared: &Arc<Shared>) -> Self {
+        Self {
+            frozen: shared.freeze(),
+            replica: Arc::downgrade(shared),
+        }
     }
 
     /// Everything below it is included, nothing at it or above.
     #[must_use]
     pub fn position(&self) -> Position {
-        self.0.position
+        self.frozen.position
     }
 
     /// The state of one object.
@@ -45,14 +53,22 @@ impl Snapshot {
     /// # Errors
     /// [`ReadError::Halted`], or [`ReadError::NotInSnapshot`] if it was opened later.
     pub fn of<H: Opened>(&self, object: &H) -> Result<View<H::State>, ReadError> {
-        let info = object.handle().info();
-        self.0.share(info.stream, &info.name).map(View)
+        let handle = object.handle();
+        let info = handle.info();
+        if !std::ptr::eq(
+            self.replica.as_ptr(),
+            Arc::as_ptr(handle.replica().shared()),
+        ) {
+            let object = Arc::clone(&info.name);
+            return Err(ReadError::NotInSnapshot { object });
+        }
+        self.frozen.share(info.stream, &info.name).map(View)
     }
 }
 
 impl fmt::Debug for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Snapshot({})", self.0.position)
+        write!(f, "Snapshot({})", self.frozen.position)
     }
 }
 

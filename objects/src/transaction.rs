@@ -405,13 +405,16 @@ impl Tx {
     /// Remembers why the transaction cannot count, if it cannot.
     fn check<O: Object>(&mut self, handle: &Handle<O>) -> Option<()> {
         let info = handle.info();
-        match self.world.state::<O>(info.stream, &info.name) {
-            Ok(_) => Some(()),
-            Err(error) => {
-                self.obstacle.get_or_insert(error);
-                None
-            }
-        }
+        let error = match self.world.state::<O>(info.stream, &info.name) {
+            // A handle of another replica is refused: its stream may belong to another log.
+            Ok(_) if Arc::ptr_eq(handle.replica().shared(), &self.shared) => return Some(()),
+            Ok(_) => ReadError::NotInSnapshot {
+                object: Arc::clone(&info.name),
+            },
+            Err(error) => error,
+        };
+        self.obstacle.get_or_insert(error);
+        None
     }
 
     /// The state as this transaction sees it.

@@ -19,7 +19,8 @@ use crate::world::Output;
 /// An update that takes effect when it is first polled, and resolves to what the object's `apply` returned, after
 /// this replica has applied it.
 ///
-/// * Dropped before the first poll, it sends nothing; dropped later, it still takes effect, once.
+/// * Dropped before the first poll, or while it waits for room in the queues, it sends nothing; dropped later, it
+///   still takes effect, once.
 /// * Updates of one handle take effect in the order of their first polls.
 /// * At the deadline ([`ReplicaOptions::deadline`](crate::ReplicaOptions::deadline)) it resolves to
 ///   [`UpdateError::OutcomeUnknown`] with a ticket for [`Replica::settle`].

@@ -19,13 +19,19 @@ use crate::key::KeyBytes;
 use crate::record::{Commit, ReadKeys, TouchedKeys};
 use crate::table::{Retired, Table};
 
+/// What is kept before the first record tells its window: the layout's may have been lowered since then.
+const WINDOW_UNTIL_KNOWN: u64 = 1 << 18;
+
 /// Last changes of the keys of all objects.
 ///
 /// A version is the position of the entry that made the change. Records are judged in order, so whatever the table
 /// holds lies before the record that is judged, also within the same entry.
 pub(crate) struct Versions {
     objects: BTreeMap<StreamId, ObjectVersions>,
+    /// The layout's window.
     window: u64,
+    /// The widest window of any record that was judged: records keep the one they were written under (rule 33).
+    widest: Option<u64>,
     since_previous: Position,
     since_current: Position,
     /// Old generations, dropped a few keys at a time: dropping a million at once would stop playback.
@@ -75,6 +81,7 @@ impl Versions {
         Self {
             objects: BTreeMap::new(),
             window: window.max(1),
+            widest: None,
             since_previous: Position::ZERO,
             since_current: Position::ZERO,
             retired: Vec::new(),
@@ -84,7 +91,8 @@ impl Versions {
     /// Playback has reached `position`: forgets what no commit record there or later may ask for.
     pub(crate) fn advance(&mut self, position: Position) {
         self.drop_retired(4);
-        if position.0 - self.since_current.0.min(position.0) < self.window {
+        let kept = self.widest.unwrap_or(WINDOW_UNTIL_KNOWN).max(self.window);
+        if position.0 - self.since_current.0.min(position.0) < kept {
             return;
         }
         for object in self.objects.values_mut() {
@@ -124,7 +132,7 @@ impl Versions {
 
     /// The verdict on a commit record at `position`: the same on every replica that has played up to it.
     pub(crate) fn judge(
-        &self,
+        &mut self,
         position: Position,
         commit: &Commit<'_>,
     ) -> Result<Verdict, CannotJudge> {
@@ -132,6 +140,7 @@ impl Versions {
         if commit.reads.is_empty() {
             return Ok(Verdict::Committed);
         }
+        self.widest = self.widest.max(Some(commit.window));
         if snapshot.plus(commit.window) < position {
             return Ok(Verdict::Aborted(Clash::TooOld {
                 snapshot,
@@ -219,7 +228,7 @@ mod tests {
         reading(snapshot, ReadKeys::Keys(vec![Slice::new(key)]))
     }
 
-    fn commits(versions: &Versions, position: u64, commit: &Commit<'_>) -> bool {
+    fn commits(versions: &mut Versions, position: u64, commit: &Commit<'_>) -> bool {
         versions
             .judge(Position(position), commit)
             .expect("covered by the window")
@@ -230,38 +239,43 @@ mod tests {
     fn a_change_at_the_snapshot_or_later_conflicts_with_its_key_only() {
         let mut versions = Versions::new(10);
         versions.record(Position(5), MAP, &one(b"a"));
-        assert!(!commits(&versions, 6, &key(5, b"a")), "5 was not seen");
-        assert!(commits(&versions, 6, &key(6, b"a")), "5 was seen");
-        assert!(commits(&versions, 6, &key(5, b"b")));
-        assert!(!commits(&versions, 6, &reading(5, ReadKeys::Whole)));
+        assert!(!commits(&mut versions, 6, &key(5, b"a")), "5 was not seen");
+        assert!(commits(&mut versions, 6, &key(6, b"a")), "5 was seen");
+        assert!(commits(&mut versions, 6, &key(5, b"b")));
+        assert!(!commits(&mut versions, 6, &reading(5, ReadKeys::Whole)));
         versions.record(Position(7), MAP, &TouchedKeys::None);
-        assert!(commits(&versions, 8, &key(6, b"a")));
-        assert!(!commits(&versions, 8, &reading(7, ReadKeys::Whole)));
+        assert!(commits(&mut versions, 8, &key(6, b"a")));
+        assert!(!commits(&mut versions, 8, &reading(7, ReadKeys::Whole)));
         versions.record(Position(8), MAP, &TouchedKeys::Whole);
-        assert!(!commits(&versions, 9, &key(8, b"b")));
+        assert!(!commits(&mut versions, 9, &key(8, b"b")));
     }
 
     #[test]
     fn a_snapshot_older_than_the_window_aborts_and_no_reads_always_commit() {
-        let versions = Versions::new(10);
-        assert!(commits(&versions, 15, &key(5, b"a")));
-        assert!(!commits(&versions, 16, &key(5, b"a")));
+        let mut versions = Versions::new(10);
+        assert!(commits(&mut versions, 15, &key(5, b"a")));
+        assert!(!commits(&mut versions, 16, &key(5, b"a")));
         let blind = Commit {
             reads: vec![],
             ..key(0, b"")
         };
-        assert!(commits(&versions, 1_000, &blind));
+        assert!(commits(&mut versions, 1_000, &blind));
     }
 
     #[test]
     fn every_change_within_the_window_is_known_and_older_ones_are_forgotten() {
         let mut versions = Versions::new(10);
+        assert!(commits(&mut versions, 0, &key(0, b"a")), "tells the window");
         for position in 0..1_000_u64 {
             versions.advance(Position(position));
             for snapshot in position.saturating_sub(10)..=position {
                 for changed in position.saturating_sub(20)..position {
                     assert_eq!(
-                        commits(&versions, position, &key(snapshot, &changed.to_be_bytes())),
+                        commits(
+                            &mut versions,
+                            position,
+                            &key(snapshot, &changed.to_be_bytes())
+                        ),
                         changed < snapshot
                     );
                 }
@@ -275,6 +289,7 @@ mod tests {
     #[test]
     fn a_window_wider_than_the_table_cannot_be_judged() {
         let mut versions = Versions::new(10);
+        assert!(commits(&mut versions, 0, &key(0, b"a")), "tells the window");
         (0..100).for_each(|p| versions.advance(Position(p)));
         let wide = Commit {
             window: 90,

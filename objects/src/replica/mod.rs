@@ -243,7 +243,7 @@ impl Replica {
     /// [`ReadError`] if the log cannot be played; halted objects fail only when they are asked for.
     pub async fn snapshot(&self) -> Result<Snapshot, ReadError> {
         self.shared().syncs.sync(Reach::Hosted).await?;
-        Ok(Snapshot::new(self.shared().freeze()))
+        Ok(Snapshot::new(self.shared()))
     }
 
     /// What became of an update whose outcome was unknown. Waits for an answer until the deadline.

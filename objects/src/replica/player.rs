@@ -17,8 +17,6 @@ use crate::world::{Hosted, RecordOutcome};
 
 /// Records that are applied under one hold of the world's lock, about: readers wait for no more.
 const RECORDS_PER_SLICE: usize = 128;
-/// The smallest window that version tables are kept for: a lower limit of the layout may follow a higher one.
-const LEAST_WINDOW: u64 = 1 << 18;
 
 /// An object that was loaded apart and wants to join.
 pub(crate) struct Join {
@@ -53,7 +51,7 @@ enum Stop {
 
 /// Plays whatever is asked for, until the replica ends.
 pub(crate) async fn run(shared: Arc<Shared>) {
-    let window = shared.log.limits().conflict_window.max(LEAST_WINDOW);
+    let window = shared.log.limits().conflict_window;
     let mut player = Player {
         playback: Playback::new(shared.log.writer(), window),
         next_part: None,

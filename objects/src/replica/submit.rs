@@ -270,9 +270,10 @@ impl Queues {
 
     fn is_idle(&self) -> bool {
         // What is unknown stays unknown, perhaps for ever.
-        self.overflow.is_empty()
+        let drained = self.overflow.is_empty()
             && self.lanes.is_empty()
-            && self.pending.len() <= self.unknown.len()
+            && self.pending.len() <= self.unknown.len();
+        drained || self.stopped.is_some()
     }
 
     fn place(&mut self, item: Item) {
