@@ -9,7 +9,7 @@
 //! ```
 //!
 //! This crate is pure: no clock, no task, no socket, no file, no randomness of its own. What needs
-//! those takes them from [`env`]. Ranges of positions are half-open everywhere: `from..to`, and a
+//! those takes them from [`mod@env`]. Ranges of positions are half-open everywhere: `from..to`, and a
 //! *mark* such as [`Tail::next`] or a settled mark is the first position that is *not* included.
 //!
 //! Start with [`log`]: it is the contract that clients implement and objects use.

@@ -1,5 +1,10 @@
 //! SIGKILL of every server at once, then a restart: everything acknowledged is there.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "real servers run on a real runtime"
+)]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};

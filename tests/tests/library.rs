@@ -1,5 +1,10 @@
 //! What a user of the library relies on.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "real servers run on a real runtime"
+)]
+
 use std::path::Path;
 use std::time::Duration;
 

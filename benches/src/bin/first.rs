@@ -1,5 +1,10 @@
 //! The figures that the first slice has to reach: 2 x 2 units as processes, QUIC and mutual TLS, fdatasync.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a benchmark runs on real threads and real time"
+)]
+
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;

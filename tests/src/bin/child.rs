@@ -3,6 +3,11 @@
 //! `child server …` is the `milonga` command; `child append DIR TASKS` appends to an embedded log for ever and prints
 //! a line for each entry once it is acknowledged; `child append-one DIR` appends one entry and prints its line.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "real servers run on a real runtime"
+)]
+
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;

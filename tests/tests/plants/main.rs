@@ -1,5 +1,10 @@
 //! Five planted faults, each found. They are switched for the whole process, so all of this is one test.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "real servers run on a real runtime"
+)]
+
 mod crash;
 
 use std::panic::AssertUnwindSafe;
