@@ -13,7 +13,8 @@ use crate::record::{HEADER_BYTES, Record, TouchedKeys, Update as UpdateRecord};
 use crate::replica::Replica;
 use crate::replica::submit::Item;
 use crate::replica::sync::Reach;
-use crate::update::{Convert, Slot, Update};
+use crate::slot::{Convert, Slot};
+use crate::update::Update;
 
 /// An open object of any type. Updates of one handle take effect in the order in which they are first polled; a
 /// clone is a handle of its own, so that tasks with clones do not wait for each other.

@@ -1,20 +1,18 @@
 //! Updates as futures, and what happens when nobody knows their outcome.
 
-use std::any::Any;
 use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use milonga_protocol::Position;
 
 use crate::error::UpdateError;
 use crate::replica::Replica;
 use crate::replica::submit::Item;
-use crate::versions::Clash;
-use crate::world::Output;
+use crate::slot::{Outcome, Slot};
 
 /// An update that takes effect when it is first polled, and resolves to what the object's `apply` returned, after
 /// this replica has applied it.
@@ -179,170 +177,4 @@ pub enum Settled<T> {
     Never,
     /// Still nobody knows. Ask again later.
     Unknown,
-}
-
-/// How a record ended.
-pub(crate) enum Outcome {
-    /// An update took effect. The output is `None` once it was taken, or if the object is not hosted.
-    Applied {
-        position: Position,
-        output: Option<Output>,
-    },
-    Committed {
-        position: Position,
-    },
-    Aborted {
-        clash: Clash,
-    },
-    /// It did not, or did without an output.
-    Failed(UpdateError),
-}
-
-type Heir = Box<dyn FnOnce(Box<dyn Any + Send>) + Send>;
-
-/// Where a record's outcome arrives.
-pub(crate) struct Slot {
-    object: Option<Arc<str>>,
-    /// Makes of `apply`'s output what the caller was promised.
-    convert: Option<Convert>,
-    state: Mutex<SlotState>,
-}
-
-pub(crate) type Convert = fn(Output) -> Output;
-
-#[derive(Default)]
-struct SlotState {
-    outcome: Option<Outcome>,
-    /// The deadline passed after this many milliseconds; an outcome may still come.
-    given_up: Option<u64>,
-    waker: Option<Waker>,
-    settlers: Vec<Waker>,
-    heir: Option<Heir>,
-}
-
-impl Slot {
-    pub(crate) fn new(object: Option<Arc<str>>, convert: Option<Convert>) -> Arc<Self> {
-        Arc::new(Self {
-            object,
-            convert,
-            state: Mutex::default(),
-        })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, SlotState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The outcome is known. The first one counts.
-    pub(crate) fn resolve(&self, mut outcome: Outcome) {
-        if let (Some(convert), Outcome::Applied { output, .. }) = (self.convert, &mut outcome) {
-            *output = output.take().map(convert);
-        }
-        let mut state = self.lock();
-        if state.outcome.is_some() {
-            return;
-        }
-        let waker = state.waker.take();
-        let settlers = std::mem::take(&mut state.settlers);
-        let mut inheritance = None;
-        match (state.heir.take(), outcome) {
-            (
-                Some(heir),
-                Outcome::Applied {
-                    position,
-                    output: Some(output),
-                },
-            ) => {
-                inheritance = Some((heir, output));
-                state.outcome = Some(Outcome::Applied {
-                    position,
-                    output: None,
-                });
-            }
-            (_, outcome) => state.outcome = Some(outcome),
-        }
-        drop(state);
-        if let Some((heir, output)) = inheritance {
-            heir(output);
-        }
-        waker.into_iter().chain(settlers).for_each(Waker::wake);
-    }
-
-    /// The deadline has passed and nothing is known.
-    pub(crate) fn give_up(&self, waited_ms: u64) {
-        let mut state = self.lock();
-        state.given_up.get_or_insert(waited_ms);
-        let waker = state.waker.take();
-        drop(state);
-        waker.into_iter().for_each(Waker::wake);
-    }
-
-    fn bequeath(&self, heir: Heir) {
-        let mut state = self.lock();
-        match &mut state.outcome {
-            Some(Outcome::Applied { output, .. }) => {
-                if let Some(output) = output.take() {
-                    drop(state);
-                    heir(output);
-                }
-            }
-            Some(_) => {}
-            None => state.heir = Some(heir),
-        }
-    }
-
-    fn poll(self: &Arc<Self>, cx: &Context<'_>) -> Poll<Result<Outcome, UpdateError>> {
-        let mut state = self.lock();
-        match state.outcome.take() {
-            Some(Outcome::Failed(error)) => return Poll::Ready(Err(error)),
-            Some(outcome) => return Poll::Ready(Ok(outcome)),
-            None => {}
-        }
-        if let Some(waited_ms) = state.given_up {
-            return Poll::Ready(Err(UpdateError::OutcomeUnknown {
-                ticket: Ticket(Arc::clone(self)),
-                waited_ms,
-            }));
-        }
-        match &mut state.waker {
-            Some(waker) => waker.clone_from(cx.waker()),
-            None => state.waker = Some(cx.waker().clone()),
-        }
-        Poll::Pending
-    }
-
-    /// For `settle`: ready when an outcome is known.
-    pub(crate) fn poll_settled<T: 'static>(&self, cx: &Context<'_>) -> Poll<Settled<T>> {
-        let mut state = self.lock();
-        let settled = match &mut state.outcome {
-            None => {
-                // As many as there are calls: a call that is polled again by the same task is not added twice.
-                if !state.settlers.iter().any(|w| w.will_wake(cx.waker())) {
-                    state.settlers.push(cx.waker().clone());
-                }
-                return Poll::Pending;
-            }
-            Some(Outcome::Applied { position, output }) => Settled::Applied {
-                position: *position,
-                // Left there if it is of another type.
-                output: output
-                    .take_if(|output| output.is::<T>())
-                    .and_then(|output| output.downcast().ok())
-                    .map(|output| *output),
-            },
-            Some(Outcome::Committed { position }) => Settled::Applied {
-                position: *position,
-                output: None,
-            },
-            Some(Outcome::Failed(UpdateError::Halted {
-                written: Some(position),
-                ..
-            })) => Settled::Applied {
-                position: *position,
-                output: None,
-            },
-            Some(Outcome::Aborted { .. } | Outcome::Failed(_)) => Settled::Never,
-        };
-        Poll::Ready(settled)
-    }
 }

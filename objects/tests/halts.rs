@@ -203,6 +203,8 @@ async fn a_newer_payload_a_trim_or_a_loss_stops_the_replica_with_a_reason() {
         UpdateError::ReplicaHalted { .. }
     ));
     assert!(a.counter("another").await.is_err());
+    // It does not hold up who closes it.
+    a.close().await;
 
     let log = MemoryLog::new();
     let raw = log.handle(WriterId(77));

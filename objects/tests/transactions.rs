@@ -605,6 +605,25 @@ async fn an_object_opened_inside_a_transaction_renews_its_world() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn handles_of_another_replica_are_refused() {
+    let (log, other_log) = (MemoryLog::new(), MemoryLog::new());
+    let (a, b) = (replica(&log, 1), replica(&other_log, 2));
+    let mine = a.map::<u64, u64>("map").await.unwrap();
+    let foreign = b.map::<u64, u64>("map").await.unwrap();
+    let error = a
+        .transaction(async |tx| {
+            tx.insert(&mine, 1, 1);
+            tx.insert(&foreign, 1, 1);
+            Ok::<_, Infallible>(())
+        })
+        .await
+        .unwrap_err();
+    assert!(matches!(error, TransactionError::Read { .. }), "{error}");
+    assert!(a.snapshot().await.unwrap().of(&foreign).is_err());
+    assert!(mine.is_empty().await.unwrap() && foreign.is_empty().await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_snapshot_older_than_the_window_aborts_and_a_fresh_one_commits() {
     let mut limits = milonga_protocol::Limits::default();
     limits.conflict_window = 5;

@@ -11,7 +11,7 @@ use super::submit::Batch;
 use super::{Backoff, Shared, lock, pause};
 use crate::error::{ReadError, ReplicaHalt, UpdateError};
 use crate::playback::{Content, Plan, Playback};
-use crate::update::Outcome;
+use crate::slot::Outcome;
 use crate::versions::Verdict;
 use crate::world::{Hosted, RecordOutcome};
 

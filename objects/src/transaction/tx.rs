@@ -1,17 +1,16 @@
-//! Transactions: run on a frozen world, judged by the log.
+//! What a transaction can do.
 
 use std::any::Any;
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::Arc;
-use std::time::Duration;
 
-use futures_util::FutureExt;
-use milonga_protocol::{EntryId, LogError, Position, ReadAnswer, StreamId, Time};
-use serde_bytes::Bytes as Slice;
+use milonga_protocol::{Position, StreamId, Time};
 
+use super::pop::choose;
+use super::record::{Name, Reads, Written, encode_reads, encode_update, writer_at};
+use super::{Outcome, Verdict};
 use crate::counter::{Counter, CounterOp};
 use crate::error::{ReadError, TransactionError, UpdateError};
 use crate::handle::{Handle, Opened, encode_op};
@@ -19,122 +18,13 @@ use crate::key::{EncodeKey, Key, KeyBytes, show};
 use crate::map::{Entries, Map, MapOp, MapState};
 use crate::object::{Context, Object, Touches, Value};
 use crate::queue::{ItemKey, Queue, QueueOp, QueueState};
-use crate::record::{Commit, HEADER_BYTES, Read, ReadKeys, Record, TouchedKeys, Update};
+use crate::record::{Commit, HEADER_BYTES, Record};
 use crate::replica::submit::Item;
-use crate::replica::sync::Reach;
-use crate::replica::{Backoff, Replica, Shared, lock};
-use crate::update::{Outcome as RecordOutcome, Slot, Update as UpdateFuture};
+use crate::replica::{Replica, Shared, lock};
+use crate::slot::{Outcome as RecordOutcome, Slot};
+use crate::update::Update as UpdateFuture;
 use crate::versions::Clash;
 use crate::world::Frozen;
-
-/// A transactional pop chooses among so many first items.
-const POP_CHOICE: usize = 256;
-/// A world that lacks an object is renewed so many times.
-const RENEWALS: u32 = 3;
-
-/// How a transaction ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Outcome<T> {
-    /// It took effect, as a whole.
-    Committed {
-        /// What the closure returned.
-        value: T,
-        /// Where: the entry that holds it; for a transaction that wrote nothing, the end (exclusive) of the world it
-        /// read.
-        position: Position,
-    },
-    /// Every attempt read something that others changed before it could commit; nothing was written.
-    Conflict {
-        /// Name of the object, of the last attempt.
-        object: Arc<str>,
-        /// The key that was read and changed, for people; `None`: the whole object was read.
-        key: Option<String>,
-        /// Where it was changed.
-        position: Position,
-        /// The entry that changed it.
-        winner: EntryId,
-        /// Attempts made.
-        attempts: u32,
-    },
-}
-
-impl<T> Outcome<T> {
-    /// What the closure returned, if the transaction committed.
-    pub fn committed(self) -> Option<T> {
-        match self {
-            Self::Committed { value, .. } => Some(value),
-            Self::Conflict { .. } => None,
-        }
-    }
-}
-
-impl Replica {
-    /// Runs `closure` on a frozen world and commits what it wrote, if nothing it read was changed meanwhile; else runs
-    /// it again, up to [`ReplicaOptions::tx_attempts`](crate::ReplicaOptions::tx_attempts) times. Strictly
-    /// serializable: it takes effect at one position, after everything that returned before this call.
-    ///
-    /// * The closure may run several times, so it should have no other effects. It sees its own writes.
-    /// * `Err` from the closure ends the transaction; nothing is written.
-    /// * A transaction that writes nothing never conflicts, and one that reads nothing never does.
-    /// * Dropping the future while it commits leaves the outcome open; it takes effect once or not at all.
-    ///
-    /// # Errors
-    /// [`TransactionError`]; a conflict is an [`Outcome`].
-    pub async fn transaction<T, E, F>(&self, closure: F) -> Result<Outcome<T>, TransactionError<E>>
-    where
-        F: AsyncFnOnce(&mut Tx) -> Result<T, E> + Clone,
-    {
-        let shared = self.shared();
-        let most = shared.options.tx_attempts.max(1);
-        let mut backoff = Backoff::between(
-            &shared.env,
-            Duration::from_micros(500),
-            Duration::from_millis(50),
-        );
-        let (mut attempts, mut renewals) = (0, 0);
-        loop {
-            let synced = shared.syncs.sync(Reach::Whole).await;
-            synced.map_err(|source| TransactionError::Read { source })?;
-            let mut tx = Tx::new(Arc::clone(shared));
-            let run = AssertUnwindSafe(closure.clone()(&mut tx)).catch_unwind();
-            let result = run.await;
-            match tx.obstacle.take() {
-                // It saw placeholders: whatever it made of them does not count.
-                Some(ReadError::NotInSnapshot { .. }) if renewals < RENEWALS => {
-                    renewals += 1;
-                    continue;
-                }
-                Some(source) => return Err(TransactionError::Read { source }),
-                None => {}
-            }
-            let value = match result {
-                Ok(Ok(value)) => value,
-                Ok(Err(error)) => return Err(TransactionError::Closure(error)),
-                Err(panic) => resume_unwind(panic),
-            };
-            if let Some(source) = tx.unwritable.take() {
-                return Err(TransactionError::Commit { source });
-            }
-            attempts += 1;
-            let clash = match tx.commit(self).await? {
-                Verdict::Committed(position) => return Ok(Outcome::Committed { value, position }),
-                Verdict::Aborted(clash) => clash,
-            };
-            tracing::debug!(?clash, attempts, "transaction aborted");
-            if attempts >= most {
-                return tx.give_up(clash, attempts).await;
-            }
-            drop(tx);
-            backoff.sleep().await;
-        }
-    }
-}
-
-enum Verdict {
-    Committed(Position),
-    Aborted(Clash),
-}
 
 /// A transaction under way: reads a frozen world and its own writes.
 ///
@@ -148,28 +38,10 @@ pub struct Tx {
     /// Private states of the objects written, by stream: an `Overlay` of the object's type.
     overlays: BTreeMap<StreamId, Box<dyn Any + Send>>,
     /// Why the transaction cannot count.
-    obstacle: Option<ReadError>,
-    unwritable: Option<UpdateError>,
+    pub(super) obstacle: Option<ReadError>,
+    pub(super) unwritable: Option<UpdateError>,
     /// Items that no other local transaction should take meanwhile.
     claimed: Vec<(StreamId, ItemKey)>,
-}
-
-/// An object's name and its keys' encoding.
-struct Name {
-    name: Arc<str>,
-    key_encoding: String,
-}
-
-enum Reads {
-    Whole,
-    Keys(BTreeSet<KeyBytes>),
-}
-
-struct Written {
-    stream: StreamId,
-    touches: Touches,
-    op_version: u16,
-    op: Vec<u8>,
 }
 
 /// A private state. What was written is applied when it is read.
@@ -179,7 +51,7 @@ struct Overlay<O: Object> {
 }
 
 impl Tx {
-    fn new(shared: Arc<Shared>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
         Self {
             world: shared.freeze(),
             shared,
@@ -433,7 +305,10 @@ impl Tx {
         Some(state)
     }
 
-    async fn commit<E>(&mut self, replica: &Replica) -> Result<Verdict, TransactionError<E>> {
+    pub(super) async fn commit<E>(
+        &mut self,
+        replica: &Replica,
+    ) -> Result<Verdict, TransactionError<E>> {
         if self.updates.is_empty() {
             return Ok(Verdict::Committed(self.world.position));
         }
@@ -478,7 +353,7 @@ impl Tx {
     }
 
     /// The outcome of the last attempt, for people.
-    async fn give_up<T, E>(
+    pub(super) async fn give_up<T, E>(
         &mut self,
         clash: Clash,
         attempts: u32,
@@ -499,72 +374,6 @@ impl Tx {
             attempts,
         })
     }
-}
-
-fn encode_reads<'a>((stream, (_, reads)): (&StreamId, &'a (Arc<Name>, Reads))) -> Read<'a> {
-    Read {
-        stream: *stream,
-        what: match reads {
-            Reads::Whole => ReadKeys::Whole,
-            Reads::Keys(keys) => {
-                ReadKeys::Keys(keys.iter().map(|k| Slice::new(k.as_slice())).collect())
-            }
-        },
-    }
-}
-
-fn encode_update(update: &Written) -> Update<'_> {
-    Update {
-        stream: update.stream,
-        touches: TouchedKeys::new(&update.touches),
-        op_version: update.op_version,
-        op: Slice::new(&update.op),
-    }
-}
-
-/// Who wrote the entry at `position`, which was played here.
-async fn writer_at(shared: &Shared, position: Position) -> Result<EntryId, ReadError> {
-    let mut answers = shared
-        .log
-        .read(vec![position])
-        .await
-        .map_err(|source| match source {
-            LogError::Closed => ReadError::Closed,
-            LogError::Unavailable { what, waited_ms } => ReadError::Unavailable { what, waited_ms },
-            source => ReadError::Log { source },
-        })?;
-    match answers.pop() {
-        Some(ReadAnswer::Data(entry)) => Ok(entry.id),
-        Some(ReadAnswer::Trimmed) => Err(ReadError::Log {
-            source: LogError::Trimmed {
-                below: position.next(),
-                from: position,
-            },
-        }),
-        _ => Err(ReadError::Log {
-            source: LogError::Lost { position },
-        }),
-    }
-}
-
-/// One of the first items that no other local transaction has taken; one of the first if all are.
-fn choose<T: Value>(
-    state: &QueueState<T>,
-    claimed: &BTreeSet<ItemKey>,
-    random: u64,
-) -> Option<ItemKey> {
-    let keys = || state.iter().map(|(key, _)| key);
-    let mut free: Vec<_> = keys()
-        .take(POP_CHOICE + claimed.len())
-        .filter(|key| !claimed.contains(key))
-        .take(POP_CHOICE)
-        .collect();
-    if free.is_empty() {
-        free = keys().take(POP_CHOICE).collect();
-    }
-    let choices = free.len() as u64;
-    let index = usize::try_from(random.checked_rem(choices)?).unwrap_or(0);
-    free.get(index).copied()
 }
 
 /// What can be counted as a whole.

@@ -8,43 +8,23 @@
 //! A *lane* is the order of one handle: its records wait while an earlier one is in an entry that is still being
 //! appended, because two appends in flight may land in either order. All that waited goes together.
 
+mod batch;
+mod queues;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use milonga_protocol::{AppendError, Limits, NewEntry, Position, StreamId, Time};
+use milonga_protocol::{AppendError, Limits, NewEntry, Position, Time};
 use tokio::sync::Notify;
 
-use super::{Shared, tick, until};
 use crate::error::UpdateError;
-use crate::record::{HEADER_BYTES, begin_payload};
-use crate::update::{Outcome, Slot};
+use crate::replica::{Shared, tick, until};
+use crate::slot::Outcome;
+use queues::{Lane, Queues, UNKNOWN_REMEMBERED};
 
-/// Most records of one entry: they are applied as a whole, and readers wait meanwhile.
-const RECORDS_PER_ENTRY: usize = 1_024;
-/// Most entries of unknown outcome that are remembered, in case they turn up.
-const UNKNOWN_REMEMBERED: usize = 1_024;
-/// What a waiting record costs beside its bytes.
-const RECORD_OVERHEAD: usize = 192;
-
-/// A record that wants to be appended.
-pub(crate) struct Item {
-    pub(crate) record: Vec<u8>,
-    pub(crate) streams: Vec<StreamId>,
-    pub(crate) slot: Arc<Slot>,
-    /// Whose order it keeps.
-    pub(crate) lane: u64,
-    /// Set at submission.
-    pub(crate) deadline: Time,
-}
-
-impl Item {
-    fn weight(&self) -> usize {
-        self.record.len() + RECORD_OVERHEAD
-    }
-}
+pub(crate) use batch::{Batch, Item};
 
 /// The queues before the log.
 pub(crate) struct Submit {
@@ -56,41 +36,6 @@ pub(crate) struct Submit {
     max_weight: usize,
     entries_in_flight: usize,
     waited_ms: u64,
-}
-
-struct Queues {
-    next_tag: u64,
-    lanes: BTreeMap<u64, Lane>,
-    /// Lanes that are not busy and have records, each once; taking turns.
-    ready: VecDeque<u64>,
-    /// Beyond the bound: sent, in order, when there is room.
-    overflow: BTreeMap<u64, Item>,
-    next_overflow: u64,
-    /// Weight of all but the overflow.
-    weight: usize,
-    /// Entries that were not played yet.
-    pending: BTreeMap<u64, Arc<Batch>>,
-    /// Of these, those whose append ended without an outcome, oldest first.
-    unknown: VecDeque<u64>,
-    stopped: Option<UpdateError>,
-}
-
-#[derive(Default)]
-struct Lane {
-    waiting: VecDeque<Item>,
-    /// A record of it is in an entry that is being appended.
-    busy: bool,
-}
-
-/// An entry under way.
-pub(crate) struct Batch {
-    tag: u64,
-    pub(crate) slots: Vec<Arc<Slot>>,
-    deadlines: Vec<Time>,
-    lanes: Vec<u64>,
-    streams: Vec<StreamId>,
-    payload: Bytes,
-    weight: usize,
 }
 
 impl Submit {
@@ -251,188 +196,6 @@ impl Submit {
     }
 }
 
-impl Batch {
-    fn give_up(&self, now: Time, waited_ms: u64) {
-        for (slot, deadline) in self.slots.iter().zip(&self.deadlines) {
-            if *deadline <= now {
-                slot.give_up(waited_ms);
-            }
-        }
-    }
-}
-
-impl Queues {
-    fn take_tag(&mut self) -> u64 {
-        let tag = self.next_tag;
-        self.next_tag = tag.wrapping_add(1);
-        tag
-    }
-
-    fn is_idle(&self) -> bool {
-        // What is unknown stays unknown, perhaps for ever.
-        let drained = self.overflow.is_empty()
-            && self.lanes.is_empty()
-            && self.pending.len() <= self.unknown.len();
-        drained || self.stopped.is_some()
-    }
-
-    fn place(&mut self, item: Item) {
-        self.weight += item.weight();
-        let number = item.lane;
-        let lane = self.lanes.entry(number).or_default();
-        if lane.waiting.is_empty() && !lane.busy {
-            self.ready.push_back(number);
-        }
-        lane.waiting.push_back(item);
-    }
-
-    /// The entry with a record of this lane has ended.
-    fn free(&mut self, number: u64) {
-        let Some(lane) = self.lanes.get_mut(&number) else {
-            return;
-        };
-        lane.busy = false;
-        if lane.waiting.is_empty() {
-            self.lanes.remove(&number);
-        } else {
-            self.ready.push_back(number);
-        }
-    }
-
-    /// An entry of what waits, lane by lane, as much as fits.
-    fn form(&mut self, limits: &Limits) -> Option<Batch> {
-        let mut forming = Forming::new(limits);
-        let mut lanes = Vec::new();
-        while let Some(number) = self.ready.pop_front() {
-            let lane = self.lanes.entry(number).or_default();
-            let before = forming.items.len();
-            while lane.waiting.front().is_some_and(|next| forming.takes(next)) {
-                forming.add(lane.waiting.pop_front().expect("just seen"));
-            }
-            if forming.items.len() > before {
-                lane.busy = true;
-                lanes.push(number);
-            } else if lane.waiting.is_empty() {
-                // Its records were late and are gone.
-                self.lanes.remove(&number);
-            } else {
-                self.ready.push_front(number);
-                break;
-            }
-        }
-        if forming.items.is_empty() {
-            return None;
-        }
-        Some(forming.into_batch(self.take_tag(), lanes))
-    }
-
-    fn release(&mut self, batch: &Batch, max_weight: usize) {
-        self.unknown.retain(|tag| *tag != batch.tag);
-        self.weight = self.weight.saturating_sub(batch.weight);
-        self.admit(max_weight);
-    }
-
-    /// Lets in what waits for room.
-    fn admit(&mut self, max_weight: usize) {
-        while let Some(first) = self.overflow.first_entry() {
-            if self.weight > 0 && self.weight + first.get().weight() > max_weight {
-                return;
-            }
-            let item = first.remove();
-            self.place(item);
-        }
-    }
-
-    fn take_late(&mut self, now: Time, max_weight: usize) -> Vec<Item> {
-        let is_late = |item: &Item| item.deadline <= now;
-        let mut late = Vec::new();
-        for lane in self.lanes.values_mut() {
-            late.extend(take_if(&mut lane.waiting, is_late));
-        }
-        let freed: usize = late.iter().map(Item::weight).sum();
-        self.weight = self.weight.saturating_sub(freed);
-        // In order of submission, so in order of deadlines.
-        while let Some(first) = self.overflow.first_entry() {
-            if !is_late(first.get()) {
-                break;
-            }
-            late.push(first.remove());
-        }
-        self.admit(max_weight);
-        late
-    }
-}
-
-fn take_if(queue: &mut VecDeque<Item>, wanted: impl Fn(&Item) -> bool) -> Vec<Item> {
-    if !queue.iter().any(&wanted) {
-        return Vec::new();
-    }
-    let (taken, kept) = queue.drain(..).partition::<Vec<_>, _>(wanted);
-    queue.extend(kept);
-    taken
-}
-
-/// The next entry.
-struct Forming {
-    items: Vec<Item>,
-    bytes: usize,
-    streams: Vec<StreamId>,
-    room: usize,
-    most_streams: usize,
-}
-
-impl Forming {
-    fn new(limits: &Limits) -> Self {
-        Self {
-            items: Vec::new(),
-            bytes: 0,
-            streams: Vec::new(),
-            room: (limits.entry_bytes as usize).saturating_sub(HEADER_BYTES),
-            most_streams: limits.streams_per_entry as usize,
-        }
-    }
-
-    /// The first record always goes in: the log says what is wrong with it.
-    fn takes(&self, item: &Item) -> bool {
-        let new_streams = item.streams.iter().filter(|s| !self.streams.contains(*s));
-        self.items.is_empty()
-            || (self.items.len() < RECORDS_PER_ENTRY
-                && self.bytes + item.record.len() <= self.room
-                && self.streams.len() + new_streams.count() <= self.most_streams)
-    }
-
-    fn add(&mut self, item: Item) {
-        for stream in &item.streams {
-            if !self.streams.contains(stream) {
-                self.streams.push(*stream);
-            }
-        }
-        self.bytes += item.record.len();
-        self.items.push(item);
-    }
-
-    fn into_batch(self, tag: u64, lanes: Vec<u64>) -> Batch {
-        let mut payload = begin_payload(tag, self.bytes);
-        let weight = self.items.iter().map(Item::weight).sum();
-        let mut slots = Vec::with_capacity(self.items.len());
-        let mut deadlines = Vec::with_capacity(self.items.len());
-        for item in self.items {
-            payload.extend_from_slice(&item.record);
-            slots.push(item.slot);
-            deadlines.push(item.deadline);
-        }
-        Batch {
-            tag,
-            slots,
-            deadlines,
-            lanes,
-            streams: self.streams,
-            payload: payload.into(),
-            weight,
-        }
-    }
-}
-
 /// Sends what is submitted, until the replica ends.
 pub(crate) async fn run(shared: Arc<Shared>) {
     let submit = &shared.submit;
@@ -487,7 +250,7 @@ async fn append(shared: Arc<Shared>, batch: Arc<Batch>) {
 /// Perhaps the entry is in the log already: then playing to the tail tells. Else nobody knows.
 async fn settle_unknown(shared: &Shared, batch: &Batch) {
     // Whatever this ends with, the slots tell.
-    let _ = shared.syncs.sync(super::sync::Reach::Whole).await;
+    let _ = shared.syncs.sync(crate::replica::sync::Reach::Whole).await;
     for slot in &batch.slots {
         slot.give_up(shared.submit.waited_ms);
     }

@@ -1,111 +1,11 @@
-//! Keys as order-preserving bytes: what records name, versions are kept for and conflicts are decided by.
+//! The encodings of the types that may be keys.
 
-use std::borrow::{Borrow, Cow};
-use std::fmt;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use serde::de::{Error, Visitor};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A key in its order-preserving encoding: comparing bytes compares keys. Cheap to clone.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct KeyBytes(Arc<[u8]>);
-
-impl KeyBytes {
-    /// The encoding of `key`.
-    pub fn of(key: &(impl EncodeKey + ?Sized)) -> Self {
-        key.with_bytes(|bytes| Self::from(bytes))
-    }
-
-    /// The bytes.
-    #[must_use]
-    pub fn as_slice(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl From<&[u8]> for KeyBytes {
-    fn from(bytes: &[u8]) -> Self {
-        Self(Arc::from(bytes))
-    }
-}
-
-impl Borrow<[u8]> for KeyBytes {
-    fn borrow(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl AsRef<[u8]> for KeyBytes {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl Serialize for KeyBytes {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(&self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for KeyBytes {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Raw;
-
-        impl Visitor<'_> for Raw {
-            type Value = KeyBytes;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a key's bytes")
-            }
-
-            fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<KeyBytes, E> {
-                Ok(KeyBytes::from(bytes))
-            }
-        }
-
-        deserializer.deserialize_bytes(Raw)
-    }
-}
-
-impl fmt::Debug for KeyBytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&show("", &self.0))
-    }
-}
-
-/// What can be written as order-preserving bytes. Also implemented by the unsized forms (`str`, `[u8]`), which
-/// encode like their owned ones, so that lookups need no owned key.
-pub trait EncodeKey {
-    /// Appends the encoding. `last`: nothing follows, so the end of the key needs no mark.
-    fn encode(&self, out: &mut Vec<u8>, last: bool);
-
-    /// Lends the whole key's encoding.
-    fn with_bytes<R>(&self, with: impl FnOnce(&[u8]) -> R) -> R {
-        let mut bytes = Vec::with_capacity(32);
-        self.encode(&mut bytes, true);
-        with(&bytes)
-    }
-}
-
-/// A key of a map: strings, integers, `bool`, bytes, and tuples of two or three of these.
-///
-/// An implementation's encoding MUST be injective and MUST order like the keys shall be ordered; it is stored in
-/// the log, so it can never change. One that is not `last` MUST mark its own end.
-pub trait Key: EncodeKey + Clone + Send + Sync + 'static {
-    /// Name of the encoding, kept in the directory so that tools can show keys; `str`, `u64`, `(str,i64)`, ….
-    fn encoding() -> Cow<'static, str>;
-
-    /// Takes one key off the front of `bytes`; `None` if they hold none.
-    fn decode(bytes: &mut &[u8], last: bool) -> Option<Self>;
-
-    /// Decodes a whole key.
-    fn from_key_bytes(mut bytes: &[u8]) -> Option<Self> {
-        let key = Self::decode(&mut bytes, true)?;
-        bytes.is_empty().then_some(key)
-    }
-}
+use super::{EncodeKey, Key};
 
 const ESCAPE: u8 = 0xff;
 
@@ -124,7 +24,7 @@ fn encode_bytes(bytes: &[u8], out: &mut Vec<u8>, last: bool) {
     out.extend_from_slice(&[0, 0]);
 }
 
-fn decode_bytes<'a>(bytes: &mut &'a [u8], last: bool) -> Option<Cow<'a, [u8]>> {
+pub(super) fn decode_bytes<'a>(bytes: &mut &'a [u8], last: bool) -> Option<Cow<'a, [u8]>> {
     if last {
         return Some(Cow::Borrowed(std::mem::take(bytes)));
     }
@@ -173,16 +73,21 @@ macro_rules! bytes_like {
 }
 
 bytes_like!(str, "str", |key| key.as_bytes());
+
 bytes_like!([u8], "bytes", |key| key);
+
 bytes_like!(String, "str", |key| key.as_bytes(), |found| {
     String::from_utf8(found.into_owned()).ok()
 });
+
 bytes_like!(Arc<str>, "str", |key| key.as_bytes(), |found| {
     std::str::from_utf8(&found).ok().map(Self::from)
 });
+
 bytes_like!(Vec<u8>, "bytes", |key| key, |found| Some(
     found.into_owned()
 ));
+
 bytes_like!(Bytes, "bytes", |key| key, |found| Some(Self::from(
     found.into_owned()
 )));
@@ -274,74 +179,15 @@ macro_rules! tuple {
 }
 
 tuple!(A 0; B 1);
+
 tuple!(A 0, B 1; C 2);
-
-/// A key for people, by the name of its encoding; what the name does not explain is shown as text if it is text,
-/// else in hexadecimal.
-#[must_use]
-pub fn show(encoding: &str, bytes: &[u8]) -> String {
-    let mut rest = bytes;
-    match show_part(encoding, &mut rest, true) {
-        Some(shown) if rest.is_empty() => shown,
-        _ => show_unknown(bytes),
-    }
-}
-
-fn show_part(encoding: &str, bytes: &mut &[u8], last: bool) -> Option<String> {
-    macro_rules! by_name {
-        ($($type:ident)*) => {
-            match encoding {
-                "str" => String::decode(bytes, last).map(|key| format!("{key:?}")),
-                "bytes" => decode_bytes(bytes, last).map(|key| show_unknown(&key)),
-                $(stringify!($type) => $type::decode(bytes, last).map(|key| key.to_string()),)*
-                _ => None,
-            }
-        };
-    }
-    let Some(inner) = encoding
-        .strip_prefix('(')
-        .and_then(|rest| rest.strip_suffix(')'))
-    else {
-        return by_name!(bool u8 u16 u32 u64 u128 i8 i16 i32 i64 i128);
-    };
-    let parts = split_outside_parentheses(inner);
-    let mut shown = Vec::with_capacity(parts.len());
-    for (index, part) in parts.iter().enumerate() {
-        shown.push(show_part(part, bytes, last && index + 1 == parts.len())?);
-    }
-    Some(format!("({})", shown.join(", ")))
-}
-
-fn split_outside_parentheses(text: &str) -> Vec<&str> {
-    let (mut parts, mut depth, mut start) = (Vec::new(), 0_u32, 0);
-    for (at, character) in text.char_indices() {
-        match character {
-            '(' => depth += 1,
-            ')' => depth = depth.saturating_sub(1),
-            ',' if depth == 0 => {
-                parts.push(&text[start..at]);
-                start = at + 1;
-            }
-            _ => {}
-        }
-    }
-    parts.push(&text[start..]);
-    parts
-}
-
-fn show_unknown(bytes: &[u8]) -> String {
-    match std::str::from_utf8(bytes) {
-        Ok(text) if !text.is_empty() && !text.chars().any(char::is_control) => format!("{text:?}"),
-        _ => {
-            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            format!("0x{hex}")
-        }
-    }
-}
 
 #[cfg(test)]
 mod tests {
+    use std::fmt;
+
     use super::*;
+    use crate::key::{KeyBytes, show};
     use proptest::prelude::*;
 
     fn check<K: Key + Ord + fmt::Debug>(a: &K, b: &K) {

@@ -1,8 +1,9 @@
 //! Tail checks, shared: everybody who asks before a check is sent waits for that check; whoever asks later waits for
 //! the next. Playing to its target does not hold up the next check.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+mod round;
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use milonga_protocol::{
@@ -10,21 +11,14 @@ use milonga_protocol::{
 };
 use tokio::sync::Notify;
 
-use super::{Shared, tick, until};
 use crate::error::ReadError;
+use crate::replica::{Shared, tick, until};
+use round::{Playing, Round};
+
+pub(crate) use round::Reach;
 
 /// Streams that one tail check may name; beyond, the whole log is asked.
 const STREAMS_PER_CHECK: usize = 64;
-
-/// How far a sync must have played.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Reach {
-    /// Through the last entries of the hosted objects: enough for reads.
-    Hosted,
-    /// Through everything granted when the check was made: what transactions need, so that an object's last change
-    /// does not age with the log (rule 30).
-    Whole,
-}
 
 /// All syncs of a replica.
 pub(crate) struct Syncs {
@@ -46,71 +40,6 @@ struct State {
     /// Newest epoch heard of.
     epoch: Epoch,
     stopped: Option<ReadError>,
-}
-
-struct Playing {
-    round: Arc<Round>,
-    epoch: Epoch,
-    hosted: Position,
-    whole: Position,
-}
-
-/// One tail check and those who wait for it.
-struct Round {
-    deadline: Time,
-    hosted: Gate,
-    whole: Gate,
-    wants_whole: OnceLock<()>,
-}
-
-#[derive(Default)]
-struct Gate {
-    passed: OnceLock<Result<(), ReadError>>,
-    opened: Notify,
-}
-
-impl Gate {
-    fn open(&self, result: Result<(), ReadError>) {
-        if self.passed.set(result).is_ok() {
-            self.opened.notify_waiters();
-        }
-    }
-
-    async fn pass(&self) -> Result<(), ReadError> {
-        if self.passed.get().is_none() {
-            let opened = self.opened.notified();
-            // A notification between the check below and the await is not missed: it counts from here on.
-            if self.passed.get().is_none() {
-                opened.await;
-            }
-        }
-        self.passed.get().cloned().unwrap_or(Err(ReadError::Closed))
-    }
-}
-
-impl Round {
-    fn new(deadline: Time) -> Self {
-        Self {
-            deadline,
-            hosted: Gate::default(),
-            whole: Gate::default(),
-            wants_whole: OnceLock::new(),
-        }
-    }
-
-    fn fail(&self, error: &ReadError) {
-        self.hosted.open(Err(error.clone()));
-        self.whole.open(Err(error.clone()));
-    }
-}
-
-impl Playing {
-    fn wanted(&self) -> Position {
-        match self.round.wants_whole.get() {
-            Some(()) => self.whole.max(self.hosted),
-            None => self.hosted,
-        }
-    }
 }
 
 impl Syncs {
@@ -322,8 +251,16 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     }
 }
 
+fn of_hosted(shared: &Shared) -> TailOf {
+    let hosted = shared.hosted_streams();
+    if hosted.is_empty() || hosted.len() > STREAMS_PER_CHECK {
+        return TailOf::Log;
+    }
+    TailOf::Streams(hosted)
+}
+
 async fn check_tail(shared: Arc<Shared>, round: Arc<Round>) {
-    let mut backoff = super::Backoff::new(&shared.env);
+    let mut backoff = crate::replica::Backoff::new(&shared.env);
     let mut expiry = shared.env.sleep_until(round.deadline);
     loop {
         metrics::counter!("milonga_tail_checks_total").increment(1);
@@ -353,12 +290,4 @@ async fn check_tail(shared: Arc<Shared>, round: Arc<Round>) {
             Err(source) => return round.fail(&ReadError::Log { source }),
         }
     }
-}
-
-fn of_hosted(shared: &Shared) -> TailOf {
-    let hosted = shared.hosted_streams();
-    if hosted.is_empty() || hosted.len() > STREAMS_PER_CHECK {
-        return TailOf::Log;
-    }
-    TailOf::Streams(hosted)
 }

@@ -1,0 +1,147 @@
+//! What waits for the log, and what is under way. Pure.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use milonga_protocol::{Limits, Time};
+
+use super::batch::{Batch, Forming, Item};
+use crate::error::UpdateError;
+
+/// Most entries of unknown outcome that are remembered, in case they turn up.
+pub(super) const UNKNOWN_REMEMBERED: usize = 1_024;
+
+pub(super) struct Queues {
+    pub(super) next_tag: u64,
+    pub(super) lanes: BTreeMap<u64, Lane>,
+    /// Lanes that are not busy and have records, each once; taking turns.
+    pub(super) ready: VecDeque<u64>,
+    /// Beyond the bound: sent, in order, when there is room.
+    pub(super) overflow: BTreeMap<u64, Item>,
+    pub(super) next_overflow: u64,
+    /// Weight of all but the overflow.
+    pub(super) weight: usize,
+    /// Entries that were not played yet.
+    pub(super) pending: BTreeMap<u64, Arc<Batch>>,
+    /// Of these, those whose append ended without an outcome, oldest first.
+    pub(super) unknown: VecDeque<u64>,
+    pub(super) stopped: Option<UpdateError>,
+}
+
+#[derive(Default)]
+pub(super) struct Lane {
+    pub(super) waiting: VecDeque<Item>,
+    /// A record of it is in an entry that is being appended.
+    pub(super) busy: bool,
+}
+
+impl Queues {
+    pub(super) fn take_tag(&mut self) -> u64 {
+        let tag = self.next_tag;
+        self.next_tag = tag.wrapping_add(1);
+        tag
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        // What is unknown stays unknown, perhaps for ever.
+        let drained = self.overflow.is_empty()
+            && self.lanes.is_empty()
+            && self.pending.len() <= self.unknown.len();
+        drained || self.stopped.is_some()
+    }
+
+    pub(super) fn place(&mut self, item: Item) {
+        self.weight += item.weight();
+        let number = item.lane;
+        let lane = self.lanes.entry(number).or_default();
+        if lane.waiting.is_empty() && !lane.busy {
+            self.ready.push_back(number);
+        }
+        lane.waiting.push_back(item);
+    }
+
+    /// The entry with a record of this lane has ended.
+    pub(super) fn free(&mut self, number: u64) {
+        let Some(lane) = self.lanes.get_mut(&number) else {
+            return;
+        };
+        lane.busy = false;
+        if lane.waiting.is_empty() {
+            self.lanes.remove(&number);
+        } else {
+            self.ready.push_back(number);
+        }
+    }
+
+    /// An entry of what waits, lane by lane, as much as fits.
+    pub(super) fn form(&mut self, limits: &Limits) -> Option<Batch> {
+        let mut forming = Forming::new(limits);
+        let mut lanes = Vec::new();
+        while let Some(number) = self.ready.pop_front() {
+            let lane = self.lanes.entry(number).or_default();
+            let before = forming.items.len();
+            while lane.waiting.front().is_some_and(|next| forming.takes(next)) {
+                forming.add(lane.waiting.pop_front().expect("just seen"));
+            }
+            if forming.items.len() > before {
+                lane.busy = true;
+                lanes.push(number);
+            } else if lane.waiting.is_empty() {
+                // Its records were late and are gone.
+                self.lanes.remove(&number);
+            } else {
+                self.ready.push_front(number);
+                break;
+            }
+        }
+        if forming.items.is_empty() {
+            return None;
+        }
+        Some(forming.into_batch(self.take_tag(), lanes))
+    }
+
+    pub(super) fn release(&mut self, batch: &Batch, max_weight: usize) {
+        self.unknown.retain(|tag| *tag != batch.tag);
+        self.weight = self.weight.saturating_sub(batch.weight);
+        self.admit(max_weight);
+    }
+
+    /// Lets in what waits for room.
+    pub(super) fn admit(&mut self, max_weight: usize) {
+        while let Some(first) = self.overflow.first_entry() {
+            if self.weight > 0 && self.weight + first.get().weight() > max_weight {
+                return;
+            }
+            let item = first.remove();
+            self.place(item);
+        }
+    }
+
+    pub(super) fn take_late(&mut self, now: Time, max_weight: usize) -> Vec<Item> {
+        let is_late = |item: &Item| item.deadline <= now;
+        let mut late = Vec::new();
+        for lane in self.lanes.values_mut() {
+            late.extend(take_if(&mut lane.waiting, is_late));
+        }
+        let freed: usize = late.iter().map(Item::weight).sum();
+        self.weight = self.weight.saturating_sub(freed);
+        // In order of submission, so in order of deadlines.
+        while let Some(first) = self.overflow.first_entry() {
+            if !is_late(first.get()) {
+                break;
+            }
+            late.push(first.remove());
+        }
+        self.admit(max_weight);
+        late
+    }
+}
+
+pub(super) fn take_if(queue: &mut VecDeque<Item>, wanted: impl Fn(&Item) -> bool) -> Vec<Item> {
+    if !queue.iter().any(&wanted) {
+        return Vec::new();
+    }
+    let (taken, kept) = queue.drain(..).partition::<Vec<_>, _>(wanted);
+    queue.extend(kept);
+    taken
+}
