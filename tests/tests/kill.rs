@@ -84,7 +84,7 @@ async fn killing_every_server_at_once_loses_nothing_acknowledged() {
 
     let fresh = connect(cluster.config()).await;
     let kept = fresh.map::<String, u64>("kept").await.expect("opens");
-    let kept: BTreeMap<String, u64> = kept.entries().await.expect("reads").into_iter().collect();
+    let kept: BTreeMap<String, u64> = kept.entries().await.expect("reads").collect();
     assert_eq!(kept, acked);
     let count = fresh
         .counter("updates")
