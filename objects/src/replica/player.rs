@@ -103,10 +103,11 @@ impl Player {
         }
     }
 
+    // A part read for a smaller target must not pass for a lowered one: that would end a sync too early.
     async fn read(&mut self, read: StreamRead) -> Result<StreamPart, LogError> {
         if let Some(next) = self.next_part.take()
             && next.from == read.from
-            && next.target.epoch == read.target.epoch
+            && next.target == read.target
             && Arc::ptr_eq(&next.streams, &read.streams)
             && let Ok(part) = next.part.await
         {
