@@ -17,15 +17,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
-use milonga_log_units::{Disk, DiskDone, DiskError, DiskOp, FileName, OpId};
+use milonga_log_units::{Disk, DiskOp, FileName, OpId};
 use milonga_protocol::SharedEnv;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::lock::DirectoryError;
+use crate::machine::DiskCompletion as Completion;
 use files::Files;
-
-/// A completed operation.
-pub(crate) type Completion = (OpId, Result<DiskDone, DiskError>);
 
 /// Files below this are created in order with the writes.
 const LARGE: u64 = 1 << 20;
@@ -259,6 +257,7 @@ fn touched(op: &DiskOp) -> Vec<&FileName> {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use milonga_log_units::{DiskDone, DiskError};
     use milonga_transport::TokioEnv;
     use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 

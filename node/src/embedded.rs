@@ -17,8 +17,8 @@ use milonga_transport::{Identity, MemoryNetwork, Peer, Role, Serving, SharedNetw
 
 use crate::config::UnitSettings;
 use crate::error::NodeError;
-use crate::process::{Plan, Process};
-use crate::service::Front;
+use crate::machine::LocalMachine;
+use crate::process::{ServerPlan, ServerProcess};
 
 /// Name of the process that holds all roles, and its address.
 const NAME: &str = "embedded";
@@ -55,7 +55,7 @@ pub struct EmbeddedNode {
     // In this order: who serves, then what is served.
     serving: Serving,
     network: Arc<MemoryNetwork>,
-    process: Process,
+    process: ServerProcess,
 }
 
 impl EmbeddedNode {
@@ -73,7 +73,7 @@ impl EmbeddedNode {
         let own = network.endpoint(name.clone(), Role::Server);
         let incarnation = Incarnation(env.random_id());
         let identity = Identity::new(name.clone(), incarnation);
-        let plan = Plan {
+        let plan = ServerPlan {
             data: Some(directory.to_owned()),
             unit: Some(options.unit),
             sequencer: true,
@@ -84,8 +84,8 @@ impl EmbeddedNode {
                 Lease::DirectoryLock,
             )),
         };
-        let mut process = Process::start(&env, plan, &identity, &own).await?;
-        let service = Arc::new(Front(Arc::clone(process.roles())));
+        let mut process = ServerProcess::start(&env, &LocalMachine, plan, &identity, &own).await?;
+        let service = process.service();
         let serving = network.serve(name, service);
         process.greet(&own, NAME, &[layout_peer()]);
         let node = Self {
@@ -117,7 +117,7 @@ impl EmbeddedNode {
 
     /// What it is and does.
     pub async fn status(&self) -> ServerStatus {
-        self.process.roles().status().await
+        self.process.status().await
     }
 
     /// Stops serving, finishes what the disk has under way, and releases the directory.

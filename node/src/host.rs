@@ -9,7 +9,7 @@
 //! Everything that waits is applied before anything is polled: so a unit commits all waiting writes at once.
 //! What a host holds is bounded: a request counts from its arrival until its answer.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -194,7 +194,7 @@ pub(crate) fn start<C: Core>(
         effects,
         actions,
         events,
-        calls: HashMap::new(),
+        calls: BTreeMap::new(),
         next_call: 0,
         timer: None,
     };
@@ -208,8 +208,8 @@ struct Host<C: Core, F> {
     effects: F,
     actions: UnboundedReceiver<Action<C>>,
     events: UnboundedReceiver<C::Event>,
-    /// Never iterated.
-    calls: HashMap<CallId, Pending>,
+    /// Ordered: when the host ends, callers learn it in a fixed order.
+    calls: BTreeMap<CallId, Pending>,
     next_call: u64,
     /// The sleep under way and when it ends: kept while the core wants the same.
     timer: Option<(Time, BoxFuture<'static, ()>)>,

@@ -9,7 +9,7 @@
 //!
 //! The cores are pure; everything that touches the world is here or in the transport. Nothing here knows what an
 //! epoch or a position is. [`Node`] is a process of a cluster, over QUIC; [`EmbeddedNode`] is a whole log in this
-//! process, over memory. Neither installs anything process-wide.
+//! process, over memory; both are a [`ServerProcess`] on this computer. Neither installs anything process-wide.
 
 mod config;
 mod disk;
@@ -18,6 +18,7 @@ mod error;
 mod hello;
 mod host;
 mod lock;
+mod machine;
 mod node;
 mod process;
 mod roles;
@@ -33,4 +34,6 @@ pub use config::{
 pub use embedded::{EmbeddedNode, EmbeddedOptions};
 pub use error::NodeError;
 pub use lock::DirectoryError;
+pub use machine::{DiskCompletion, Guard, Machine, OpenDisk, OpenStore, StoreDone};
 pub use node::Node;
+pub use process::{ServerPlan, ServerProcess};

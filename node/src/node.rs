@@ -12,8 +12,8 @@ use milonga_transport::{Identity, Peer, QuicNetwork, QuicServer, Tls};
 
 use crate::config::{LayoutSettings, ProcessConfig};
 use crate::error::NodeError;
-use crate::process::{Plan, Process};
-use crate::service::Front;
+use crate::machine::LocalMachine;
+use crate::process::{ServerPlan, ServerProcess};
 
 /// One server process: the roles that its configuration gives it, reachable over QUIC.
 ///
@@ -24,7 +24,7 @@ use crate::service::Front;
 pub struct Node {
     // In this order: who serves, then what is served.
     server: QuicServer,
-    process: Process,
+    process: ServerProcess,
 }
 
 impl Node {
@@ -46,14 +46,15 @@ impl Node {
         let incarnation = Incarnation(env.random_id());
         let identity = Identity::new(config.name.clone(), incarnation);
         let network = QuicNetwork::client(Arc::clone(&env), &tls, Arc::clone(&identity));
-        let plan = Plan {
+        let plan = ServerPlan {
             data: config.data.clone(),
             unit: config.unit.clone(),
             sequencer: config.sequencer.is_some(),
             layout: config.layout.as_ref().map(cluster_plan),
         };
-        let mut process = Process::start(&env, plan, &identity, &network).await?;
-        let service = Arc::new(Front(Arc::clone(process.roles())));
+        let mut process =
+            ServerProcess::start(&env, &LocalMachine, plan, &identity, &network).await?;
+        let service = process.service();
         let server = QuicServer::bind(env, config.listen, &tls, identity, service)?;
         let address = config
             .advertise
@@ -84,7 +85,7 @@ impl Node {
 
     /// What it is and does.
     pub async fn status(&self) -> ServerStatus {
-        self.process.roles().status().await
+        self.process.status().await
     }
 
     /// Stops serving, finishes what the disk has under way, and releases the directory.

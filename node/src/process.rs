@@ -1,57 +1,71 @@
 //! The roles of one process put together: hosts, threads, and the order in which they end.
 
-use std::path::{Path, PathBuf};
+use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use milonga_layout::{ClusterPlan, LayoutCore};
-use milonga_log_units::{Disk, Unit, UnitConfig};
+use milonga_log_units::{Unit, UnitConfig};
+use milonga_protocol::messages::ServerStatus;
 use milonga_protocol::{ClusterId, SharedEnv, Task, UnitId};
 use milonga_sequencer::Sequencer;
-use milonga_transport::{Identity, Peer, SharedNetwork};
-use tokio::sync::mpsc::unbounded_channel;
+use milonga_transport::{Identity, Peer, Service, SharedNetwork};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::oneshot;
 use tokio::sync::watch;
 
 use crate::config::UnitSettings;
-use crate::disk::FileDisk;
 use crate::error::NodeError;
 use crate::hello::Greeter;
 use crate::host::{self, Handle};
-use crate::lock::DirectoryLock;
-use crate::roles::{LayoutRole, SequencerRole, UnitRole, UnitState};
-use crate::service::Roles;
-use crate::steer::{Steering, StoreThread};
+use crate::machine::{DiskCompletion, Guard, Machine, OpenDisk, OpenStore};
+use crate::roles::{LayoutEvent, LayoutRole, SequencerRole, UnitRole, UnitState};
+use crate::service::{Front, Roles};
+use crate::steer::Steering;
 
 /// What one process is to be.
-pub(crate) struct Plan {
-    pub(crate) data: Option<PathBuf>,
-    pub(crate) unit: Option<UnitSettings>,
-    pub(crate) sequencer: bool,
-    pub(crate) layout: Option<ClusterPlan>,
+#[derive(Clone, Debug, Default)]
+pub struct ServerPlan {
+    /// Directory of what has to survive; a unit and a layout need one.
+    pub data: Option<PathBuf>,
+    /// Holds a log unit.
+    pub unit: Option<UnitSettings>,
+    /// Can be the sequencer.
+    pub sequencer: bool,
+    /// Owns the layout.
+    pub layout: Option<ClusterPlan>,
 }
 
-/// Everything that runs, in the order in which it is stopped: nothing touches the directory any more when its
-/// lock is released.
-pub(crate) struct Process {
+/// The roles of one process, over any network and any machine: what [`Node`](crate::Node) and
+/// [`EmbeddedNode`](crate::EmbeddedNode) are made of.
+///
+/// Everything that runs is listed in the order in which it is stopped: nothing touches the directory any more when
+/// its lock is released. Dropping it stops everything, and blocks if the machine's disk does.
+pub struct ServerProcess {
     tasks: Vec<Task>,
-    disk: Option<FileDisk>,
-    store: Option<StoreThread>,
-    lock: Option<DirectoryLock>,
+    disk: Option<Guard>,
+    store: Option<Guard>,
+    lock: Option<Guard>,
     roles: Arc<Roles>,
     unit_state: Option<watch::Receiver<UnitState>>,
 }
 
-impl Process {
-    /// Locks the directory, recovers the unit, loads the layout, starts the hosts. Nobody can call them yet.
-    pub(crate) async fn start(
+impl ServerProcess {
+    /// Locks the directory, recovers the unit, loads the layout, starts the hosts. Nobody can call them before
+    /// [`Self::service`] is served.
+    ///
+    /// # Errors
+    /// [`NodeError`] says what to do. Nothing is left running or locked.
+    pub async fn start(
         env: &SharedEnv,
-        plan: Plan,
+        machine: &dyn Machine,
+        plan: ServerPlan,
         identity: &Arc<Identity>,
         network: &SharedNetwork,
     ) -> Result<Self, NodeError> {
         let data = plan.data.clone().unwrap_or_default();
         let needs_data = plan.unit.is_some() || plan.layout.is_some();
-        let lock = needs_data.then(|| DirectoryLock::take(&data)).transpose()?;
+        let lock = needs_data.then(|| machine.lock(&data)).transpose()?;
         let mut process = Self {
             tasks: Vec::new(),
             disk: None,
@@ -62,15 +76,33 @@ impl Process {
         };
         let sequencer = plan.sequencer.then(|| process.sequencer(env, identity));
         let unit = match &plan.unit {
-            Some(settings) => Some(
-                process
-                    .unit(env, &data.join("unit"), settings, identity)
-                    .await?,
-            ),
+            Some(settings) => {
+                let (done, events) = unbounded_channel();
+                let disk = machine.disk(env, &data.join("unit"), done)?;
+                Some(process.unit(env, disk, events, settings, identity).await?)
+            }
             None => None,
         };
         let layout = match plan.layout {
-            Some(plan) => Some(process.layout(env, &data, plan, identity, network)?),
+            Some(plan) => {
+                let (events, receiver) = unbounded_channel();
+                let stored = events.clone();
+                let done = move |id, result| stored.send(LayoutEvent::Stored(id, result)).is_ok();
+                let store = machine.store(&data.join("layout.redb"), Box::new(done))?;
+                let OpenStore {
+                    history,
+                    submit,
+                    guard,
+                } = store;
+                process.store = Some(guard);
+                let candidate = ClusterId(env.random_id());
+                let core = LayoutCore::start(plan, history, candidate, env.now());
+                let core = core.map_err(|error| NodeError::Layout {
+                    why: error.to_string(),
+                })?;
+                let steering = Steering::new(env, network, &events, submit);
+                Some(process.layout(env, core, receiver, steering, identity))
+            }
             None => None,
         };
         process.roles = Arc::new(Roles {
@@ -87,8 +119,19 @@ impl Process {
         &self.roles
     }
 
+    /// What answers requests; to be served on the network.
+    #[must_use]
+    pub fn service(&self) -> Arc<dyn Service> {
+        Arc::new(Front(Arc::clone(&self.roles)))
+    }
+
+    /// What it is and does.
+    pub async fn status(&self) -> ServerStatus {
+        self.roles.status().await
+    }
+
     /// Begins to say hello to the layout; `address` is where others reach this process.
-    pub(crate) fn greet(&mut self, network: &SharedNetwork, address: &str, layout: &[Peer]) {
+    pub fn greet(&mut self, network: &SharedNetwork, address: &str, layout: &[Peer]) {
         let roles = &self.roles;
         for server in layout {
             let greeter = Greeter {
@@ -108,7 +151,7 @@ impl Process {
     }
 
     /// Stops everything, on a thread of its own because it waits for the disk.
-    pub(crate) async fn close(self) {
+    pub async fn close(self) {
         let (sender, stopped) = oneshot::channel();
         let stop = move || {
             drop(self);
@@ -132,7 +175,8 @@ impl Process {
     async fn unit(
         &mut self,
         env: &SharedEnv,
-        directory: &Path,
+        disk: OpenDisk,
+        events: UnboundedReceiver<DiskCompletion>,
         settings: &UnitSettings,
         identity: &Identity,
     ) -> Result<Handle<UnitRole>, NodeError> {
@@ -140,21 +184,23 @@ impl Process {
         config.segment_bytes = settings.segment_bytes;
         config.soft_reserve_bytes = settings.reserve_bytes;
         config.cache_bytes = settings.cache_bytes;
-        let (done, events) = unbounded_channel();
-        let disk = FileDisk::open(env, directory, &done)?;
-        let mut submit = disk.handle();
-        self.disk = Some(disk);
+        let OpenDisk {
+            path,
+            mut disk,
+            guard,
+        } = disk;
+        self.disk = Some(guard);
         let (core, mut state) = UnitRole::new(Unit::start(config, env.random()));
         self.unit_state = Some(state.clone());
         let (handle, task) = host::start(env, core, events, move |(op, what)| {
-            submit.submit(op, what);
+            disk.submit(op, what);
         });
         self.tasks.push(task);
         let opened = state.wait_for(Option::is_some).await;
         let opened = opened.map_err(|_| NodeError::Stopped)?.clone();
         match opened.expect("waited for") {
             Err(source) => Err(NodeError::Unit {
-                directory: directory.display().to_string(),
+                directory: path.display().to_string(),
                 source,
             }),
             Ok(hello) => {
@@ -173,31 +219,28 @@ impl Process {
     fn layout(
         &mut self,
         env: &SharedEnv,
-        data: &Path,
-        plan: ClusterPlan,
+        core: LayoutCore,
+        events: UnboundedReceiver<LayoutEvent>,
+        mut steering: Steering,
         identity: &Arc<Identity>,
-        network: &SharedNetwork,
-    ) -> Result<Handle<LayoutRole>, NodeError> {
-        let (sender, events) = unbounded_channel();
-        let (store, history) = StoreThread::open(&data.join("layout.redb"), &sender)?;
-        let mut steering = Steering::new(env, network, &sender, &store);
-        self.store = Some(store);
-        let candidate = ClusterId(env.random_id());
-        let core = LayoutCore::start(plan, history, candidate, env.now());
-        let core = core.map_err(|error| NodeError::Layout {
-            why: error.to_string(),
-        })?;
+    ) -> Handle<LayoutRole> {
         let identity = Arc::clone(identity);
         let core = LayoutRole { core, identity };
         let (handle, task) = host::start(env, core, events, move |effect| {
             steering.carry_out(effect);
         });
         self.tasks.push(task);
-        Ok(handle)
+        handle
     }
 }
 
-impl Drop for Process {
+impl fmt::Debug for ServerProcess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ServerProcess({})", self.roles.identity.name())
+    }
+}
+
+impl Drop for ServerProcess {
     fn drop(&mut self) {
         self.tasks.clear();
         self.disk = None;

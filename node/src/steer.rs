@@ -15,6 +15,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::error::NodeError;
 use crate::lock::DirectoryError;
+use crate::machine::StoreDone;
 use crate::roles::LayoutEvent;
 
 /// Longest wait for an answer: a seal drains what a slow disk still has to do, a page of stream tails is large.
@@ -28,7 +29,7 @@ pub(crate) struct Steering {
     env: SharedEnv,
     network: SharedNetwork,
     events: UnboundedSender<LayoutEvent>,
-    store: mpsc::Sender<StoreJob>,
+    store: Box<dyn FnMut(StoreId, StoreChange) + Send>,
     calls: Calls,
 }
 
@@ -37,13 +38,13 @@ impl Steering {
         env: &SharedEnv,
         network: &SharedNetwork,
         events: &UnboundedSender<LayoutEvent>,
-        store: &StoreThread,
+        store: Box<dyn FnMut(StoreId, StoreChange) + Send>,
     ) -> Self {
         Self {
             env: Arc::clone(env),
             network: Arc::clone(network),
             events: events.clone(),
-            store: store.jobs.clone(),
+            store,
             calls: Calls::default(),
         }
     }
@@ -56,10 +57,7 @@ impl Steering {
                 request,
                 body,
             } => self.send(id, to, request, body),
-            LayoutEffect::Store { id, change } => {
-                // A store that is gone belongs to a node that is being stopped.
-                let _ = self.store.send(StoreJob::Apply(id, change));
-            }
+            LayoutEffect::Store { id, change } => (self.store)(id, change),
             other => tracing::error!(?other, "an effect that this host does not know"),
         }
     }
@@ -113,19 +111,24 @@ enum StoreJob {
 
 impl StoreThread {
     /// Opens the store and gives its history. Blocks for as long as the disk takes.
-    pub(crate) fn open(
-        path: &Path,
-        events: &UnboundedSender<LayoutEvent>,
-    ) -> Result<(Self, History), NodeError> {
+    pub(crate) fn open(path: &Path, done: StoreDone) -> Result<(Self, History), NodeError> {
         let (mut store, history) = LayoutStore::open(path)?;
         let (jobs, receiver) = mpsc::channel();
-        let events = events.clone();
         let thread = std::thread::Builder::new()
             .name("milonga-layout".to_owned())
-            .spawn(move || serve(&mut store, &receiver, &events))
+            .spawn(move || serve(&mut store, &receiver, &done))
             .map_err(DirectoryError::io(path, "starting the store's thread"))?;
         let thread = Some(thread);
         Ok((Self { jobs, thread }, history))
+    }
+
+    /// A way to begin changes.
+    pub(crate) fn submit(&self) -> Box<dyn FnMut(StoreId, StoreChange) + Send> {
+        let jobs = self.jobs.clone();
+        Box::new(move |id, change| {
+            // A store that is gone belongs to a node that is being stopped.
+            let _ = jobs.send(StoreJob::Apply(id, change));
+        })
     }
 }
 
@@ -140,17 +143,13 @@ impl Drop for StoreThread {
     }
 }
 
-fn serve(
-    store: &mut LayoutStore,
-    jobs: &mpsc::Receiver<StoreJob>,
-    events: &UnboundedSender<LayoutEvent>,
-) {
+fn serve(store: &mut LayoutStore, jobs: &mpsc::Receiver<StoreJob>, done: &StoreDone) {
     while let Ok(StoreJob::Apply(id, change)) = jobs.recv() {
         let result = store.apply(&change);
         if let Err(error) = &result {
             tracing::error!(%error, "the layout's store failed");
         }
-        if events.send(LayoutEvent::Stored(id, result)).is_err() {
+        if !done(id, result) {
             return;
         }
     }

@@ -3,10 +3,24 @@
 //! Compiled in only under the feature `plants`, which only `milonga-tests` enables. Without it
 //! [`active`] is `false` at compile time and every plant vanishes.
 
-/// A planted bug.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Plant {
+/// Declares the plants and their list.
+macro_rules! plants {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// A planted bug.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub enum Plant {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Plant {
+            /// All of them, in the order of their declaration.
+            pub const ALL: &[Self] = &[$(Self::$name),*];
+        }
+    };
+}
+
+plants! {
     /// A writer takes `Occupied` for success.
     OccupiedIsSuccess,
     /// A unit answers `Unwritten` for what it has lost.
@@ -21,22 +35,43 @@ pub enum Plant {
 
 #[cfg(feature = "plants")]
 mod on {
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::cell::Cell;
 
-    static ACTIVE: AtomicU32 = AtomicU32::new(0);
+    use super::Plant;
 
-    /// Whether `plant` is switched on.
-    #[must_use]
-    pub fn active(plant: super::Plant) -> bool {
-        ACTIVE.load(Ordering::Relaxed) & (1 << plant as u32) != 0
+    thread_local! {
+        static ACTIVE: Cell<u64> = const { Cell::new(0) };
     }
 
-    /// Switches `plant` on or off for the whole process: run such tests in a process of their own.
-    pub fn set(plant: super::Plant, on: bool) {
-        if on {
-            ACTIVE.fetch_or(1 << plant as u32, Ordering::Relaxed);
-        } else {
-            ACTIVE.fetch_and(!(1 << plant as u32), Ordering::Relaxed);
+    const fn bit(plant: Plant) -> u64 {
+        1 << plant as u64
+    }
+
+    /// Whether `plant` is switched on in this thread.
+    #[must_use]
+    pub fn active(plant: Plant) -> bool {
+        ACTIVE.get() & bit(plant) != 0
+    }
+
+    /// Switches `plant` on or off for this thread, and no other: a world is one thread.
+    pub fn set(plant: Plant, on: bool) {
+        let others = ACTIVE.get() & !bit(plant);
+        ACTIVE.set(if on { others | bit(plant) } else { others });
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn each_plant_is_switched_alone() {
+            for plant in Plant::ALL {
+                set(*plant, true);
+                let on: Vec<_> = Plant::ALL.iter().filter(|p| active(**p)).collect();
+                assert_eq!(on, [plant]);
+                set(*plant, false);
+                assert!(!active(*plant));
+            }
         }
     }
 }

@@ -8,8 +8,8 @@ use milonga_protocol::Time;
 use milonga_protocol::messages::{CallId, UnitHello, UnitRequest};
 use tokio::sync::watch;
 
-use crate::disk::Completion;
 use crate::host::{Core, Output};
+use crate::machine::DiskCompletion;
 
 /// What a unit says of itself: nothing while it recovers its directory.
 pub(crate) type UnitState = Option<Result<UnitHello, OpenError>>;
@@ -39,14 +39,14 @@ impl UnitRole {
 impl Core for UnitRole {
     type Request = UnitRequest;
     type Effect = (OpId, DiskOp);
-    type Event = Completion;
+    type Event = DiskCompletion;
     const ROLE: &'static str = "unit";
 
     fn handle(&mut self, now: Time, call: CallId, request: UnitRequest, body: Bytes) {
         self.unit.handle(now, call, request, body);
     }
 
-    fn event(&mut self, now: Time, (op, result): Completion) {
+    fn event(&mut self, now: Time, (op, result): DiskCompletion) {
         self.unit.disk_done(now, op, result);
     }
 

@@ -1,4 +1,4 @@
-//! Five planted faults, each found. They are switched for the whole process, so all of this is one test.
+//! Five planted faults, each found. They are switched for one thread, so everything runs on one.
 
 #![expect(
     clippy::disallowed_methods,
@@ -138,7 +138,7 @@ async fn find(plant: Plant, test: impl Future<Output = ()>) {
     println!("found {plant:?}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn every_plant_is_found_and_nothing_is_found_without_one() {
     let embedded = Rig::embedded;
     let lost = "a_lost_position_reads_lost";
