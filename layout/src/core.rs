@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use milonga_protocol::messages::{CallId, Hello, LayoutRequest, LayoutResponse, Response};
 use milonga_protocol::settle::{SendId, SendOutcome};
-use milonga_protocol::{ClusterId, Epoch, Layout, Published, ServerName, Time, UnitIndex};
+use milonga_protocol::{
+    ClusterId, Epoch, Layout, Position, Published, ServerName, Time, UnitIndex,
+};
 
 use crate::courier::Courier;
 use crate::effect::{LayoutEffect, StoreId};
@@ -43,6 +45,8 @@ pub struct LayoutCore {
     pub(crate) runs: Runs,
     /// What settling found out for people: lost positions, or what stopped it.
     pub(crate) settled: crate::settling::Notes,
+    /// End of what some replica lost with its streams, as of the current epoch; 0 if there is nothing.
+    pub(crate) lost: Position,
     published: Option<Layout>,
     /// Since when a unit says, in the run that was opened, that it serves nothing.
     not_serving: BTreeMap<ServerName, Time>,
@@ -87,6 +91,7 @@ impl LayoutCore {
             courier: Courier::new(),
             runs: Runs::new(),
             settled: crate::settling::Notes::default(),
+            lost: Position::ZERO,
             published: None,
             not_serving: BTreeMap::new(),
             gets: Gets::default(),
@@ -227,6 +232,15 @@ impl LayoutCore {
             fact("published", layout.epoch.to_string());
             fact("start", layout.start.to_string());
             fact("sequencer", layout.sequencer.name.to_string());
+        }
+        if self.lost > Position::ZERO {
+            let lost = self.lost;
+            fact(
+                "damaged below",
+                format!(
+                    "{lost}: some unit has lost entries there; reads take them from its chain, or stop at them"
+                ),
+            );
         }
         fact("waits", self.gets.len().to_string());
         facts

@@ -41,6 +41,7 @@ impl LayoutCore {
     pub(crate) fn open(&mut self, rest: AfterCommit) {
         let run = |name: &ServerName| Some((name.clone(), self.heard.run(name)?));
         self.runs = self.units.iter().filter_map(run).collect();
+        self.lost = rest.lost;
         self.phase = Phase::Open(Opening {
             rest,
             opened: BTreeSet::new(),
@@ -134,8 +135,10 @@ impl LayoutCore {
         Some(Bootstrap {
             epoch: layout.epoch,
             incarnation: layout.sequencer.incarnation,
+            cluster: layout.cluster,
             next: layout.start,
             trimmed: opening.rest.trimmed,
+            lost: opening.rest.lost,
             lease: self.plan.lease,
             stream_limit: layout.limits.streams,
             page,

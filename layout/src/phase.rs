@@ -79,6 +79,8 @@ pub(crate) struct AfterCommit {
     /// Of all streams, ascending.
     pub(crate) tails: Vec<StreamTail>,
     pub(crate) trimmed: Position,
+    /// End of what some replica lost with its streams.
+    pub(crate) lost: Position,
     /// The epoch that each unit had persisted when it was sealed.
     pub(crate) persisted: BTreeMap<UnitIndex, Epoch>,
     /// Lowest position that some unit does not know to be settled.

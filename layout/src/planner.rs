@@ -102,7 +102,10 @@ pub(crate) struct Observations {
 impl Observations {
     /// First position above everything that anybody holds or may have held.
     pub(crate) fn high(&self) -> Position {
-        let high = self.reports.iter().map(|r| r.high.max(r.marks.trimmed));
+        let high = self
+            .reports
+            .iter()
+            .map(|r| r.high.max(r.marks.trimmed).max(r.lost));
         high.max().unwrap_or_default()
     }
 
@@ -110,6 +113,17 @@ impl Observations {
     pub(crate) fn trimmed(&self) -> Position {
         let trimmed = self.reports.iter().map(|r| r.marks.trimmed);
         trimmed.max().unwrap_or_default()
+    }
+
+    /// End of what some replica lost with its streams, if that was not trimmed; 0 if there is nothing.
+    pub(crate) fn lost(&self) -> Position {
+        let lost = self.reports.iter().map(|r| r.lost).max();
+        let lost = lost.unwrap_or_default();
+        if lost > self.trimmed() {
+            lost
+        } else {
+            Position::ZERO
+        }
     }
 
     /// Everything below is decided on every unit: settling begins there.

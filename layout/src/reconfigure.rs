@@ -167,6 +167,7 @@ impl LayoutCore {
         let rest = AfterCommit {
             tails: collecting.tails.finish(trimmers, seen.trimmed()),
             trimmed: seen.trimmed(),
+            lost: seen.lost(),
             persisted: persisted.collect(),
             settle_from: seen.settled().min(layout.start),
         };

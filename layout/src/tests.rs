@@ -5,8 +5,12 @@ mod world;
 
 use std::time::Duration;
 
-use milonga_protocol::messages::{CallId, LayoutRequest, LayoutResponse, Lease, Response};
-use milonga_protocol::{ClusterId, Epoch, Position, ServerName, Time, UnitId};
+use milonga_protocol::messages::{
+    CallId, LayoutRequest, LayoutResponse, Lease, Response, SequencerRequest, SequencerResponse,
+};
+use milonga_protocol::{
+    BackPointers, ClusterId, Epoch, ListEnd, Position, ServerName, StreamId, Time, UnitId,
+};
 
 use unit::Unit;
 use world::{SEQUENCER, World};
@@ -303,6 +307,75 @@ fn a_configuration_with_other_units_is_refused() {
     assert!(words.contains("was made with"), "{words}");
 }
 
+// ------------------------------------------------------------------------------------------------- losses
+
+/// What a sequencer of the newest epoch says of `stream`.
+fn tail(world: &mut World, stream: StreamId) -> BackPointers {
+    let epoch = Epoch(epoch(world));
+    let streams = vec![stream];
+    match world.ask_sequencer(SequencerRequest::Tail { epoch, streams }) {
+        Response::Sequencer(SequencerResponse::Tail(answer)) => answer.streams[0],
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_stream_whose_only_entry_is_lost_does_not_look_empty() {
+    for replicas in 1..3 {
+        let mut world = World::new(18, 2, replicas);
+        world.run_for(1_000);
+        while world.acked.len() < 4 {
+            world.append();
+        }
+        let (position, stream) = world.lose_stream();
+        for round in 0..2 {
+            for server in world.servers() {
+                world.restart(&server);
+            }
+            world.heal_and_check();
+            let list = tail(&mut world, stream);
+            assert_eq!(list.last(), Some(position), "round {round}: {list:?}");
+            assert_eq!(list.end(), ListEnd::Unknown);
+            let damaged = world.core().facts()["damaged below"].clone();
+            assert!(
+                damaged.starts_with(&position.next().to_string()),
+                "{damaged}"
+            );
+        }
+        for unit in world.units.values_mut() {
+            unit.trim(position.next());
+        }
+        world.restart(&name(SEQUENCER));
+        world.heal_and_check();
+        let below = BackPointers::none(ListEnd::BelowTrim);
+        assert_eq!(tail(&mut world, stream), below);
+    }
+}
+
+#[test]
+fn what_one_replica_lost_counts_from_the_other() {
+    for seed in 0..20 {
+        let mut world = opened(30 + seed);
+        while world.acked.len() < 4 {
+            world.append();
+        }
+        let (position, stream) = world.lose(false).expect("acknowledged");
+        for server in world.servers() {
+            world.restart(&server);
+        }
+        world.heal_and_check();
+        let list = tail(&mut world, stream);
+        assert!(list.last() >= Some(position), "{list:?}");
+        let layout = world.core().published_layout().unwrap().layout;
+        let holders = layout.chain(position).iter();
+        let holders = holders.filter(|u| {
+            let unit = &world.units[&layout.unit(**u).name];
+            unit.cells.contains_key(&position)
+        });
+        assert!(holders.count() > 0);
+    }
+}
+
 // ------------------------------------------------------------------------------------ faults at every step
 
 /// Runs a restart of everything with `fault` at the `n`th effect; says whether there were that many.
@@ -379,7 +452,7 @@ fn faults_of_all_kinds_are_survived() {
             world.run_for(ms);
             let servers = world.servers();
             let any = usize::try_from(world.dice.below(servers.len() as u64)).unwrap();
-            match world.dice.below(16) {
+            match world.dice.below(18) {
                 0 | 1 => world.restart(&servers[any]),
                 2 => {
                     world.crash_core();
@@ -390,6 +463,7 @@ fn faults_of_all_kinds_are_survived() {
                 5 => world.down = vec![servers[any].clone()],
                 6 => world.down.clear(),
                 7 => world.trim(),
+                8 => drop(world.lose(seed % 2 == 0)),
                 _ => (0..10).for_each(|_| world.append()),
             }
             if world.core.is_none() && world.dice.below(3) == 0 {

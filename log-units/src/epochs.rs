@@ -225,6 +225,7 @@ impl Unit {
                 high: self.index.high,
                 marks: self.marks(),
                 streams: self.count_streams(),
+                lost: self.index.lost_end(),
             };
             self.reply(call, UnitResponse::Sealed(report), Bytes::new());
         }

@@ -96,6 +96,15 @@ impl Index {
         self.lost.range(from..to).copied().find(|p| own(*p))
     }
 
+    /// End of what is lost together with the knowledge of its streams. What was lost and is repaired may count: without
+    /// its ranges a unit cannot tell a hole of its own in damage from another chain's position.
+    pub(crate) fn lost_end(&self) -> Position {
+        let suspects = self.suspects.iter().map(|s| s.to);
+        let mut unknown = self.lost.iter().rev().filter(|p| self.held(**p).is_none());
+        let unknown = unknown.next().map(|p| p.next());
+        suspects.chain(unknown).max().unwrap_or_default()
+    }
+
     /// Notes the durable value of a position in the active segment.
     pub(crate) fn add_data(
         &mut self,

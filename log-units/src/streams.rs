@@ -334,11 +334,11 @@ impl Unit {
             }
         }
         // What was lost may have been of any stream: pointers may not lead over it.
-        let floor = self.index.suspects.iter().map(|s| s.to.min(below)).max();
+        let lost = self.index.lost_end().min(below);
         let tails = page
             .into_iter()
             .filter_map(|(stream, tail)| {
-                let last = tail.finish(floor, trimmed > Position::ZERO)?;
+                let last = tail.finish(lost, trimmed > Position::ZERO)?;
                 let stream = StreamId(stream);
                 Some(StreamTail { stream, last })
             })
@@ -389,22 +389,20 @@ impl Tail {
         self.newest.truncate(BACKPOINTERS + 1);
     }
 
-    /// The list; `None` if there is nothing to say.
-    fn finish(self, floor: Option<Position>, trimmed: bool) -> Option<BackPointers> {
+    /// The list; `None` if there is nothing to say. `lost`: end of what may have been of any stream. Its last position
+    /// is named as one that may be this stream's, and what is older is not.
+    fn finish(self, lost: Position, trimmed: bool) -> Option<BackPointers> {
         if self.newest.is_empty() {
             return None;
         }
-        let end = match floor {
-            Some(_) => ListEnd::Unknown,
-            None if trimmed => ListEnd::BelowTrim,
-            None => ListEnd::Beginning,
-        };
-        let floor = floor.map_or(0, |f| f.0);
-        let positions = self
-            .newest
-            .into_iter()
-            .filter(|p| *p >= floor)
-            .map(Position);
-        Some(BackPointers::new(positions, end))
+        let list = BackPointers::new(
+            self.newest.into_iter().map(Position),
+            if trimmed {
+                ListEnd::BelowTrim
+            } else {
+                ListEnd::Beginning
+            },
+        );
+        Some(list.down_to_lost(lost))
     }
 }

@@ -78,6 +78,26 @@ impl BackPointers {
         self.positions().first().copied()
     }
 
+    /// The list as it may be believed if everything below `lost` (exclusive; 0 = nothing) may hide entries of the
+    /// stream: it names the last of those positions, ends `Unknown` there, and says nothing of what lies below.
+    ///
+    /// So whoever reads up to the newest position looks at what was lost, also if nothing else is known of the
+    /// stream.
+    #[must_use]
+    pub fn down_to_lost(self, lost: Position) -> Self {
+        let Some(last_lost) = lost.0.checked_sub(1).map(Position) else {
+            return self;
+        };
+        let positions = self.positions();
+        // A list that ends `Unknown` above says nothing of what lies between.
+        let hides = |oldest: Option<&Position>| oldest.is_none_or(|p| *p > last_lost);
+        if self.end == ListEnd::Unknown && hides(positions.last()) {
+            return self;
+        }
+        let above = positions.iter().copied().take_while(|p| *p > last_lost);
+        Self::new(above.chain([last_lost]), ListEnd::Unknown)
+    }
+
     /// Adds a newer position in front; the oldest falls off a full list.
     pub fn push(&mut self, newest: Position) {
         if usize::from(self.len) >= BACKPOINTERS {

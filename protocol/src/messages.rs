@@ -285,6 +285,9 @@ pub struct SealReport {
     pub marks: Marks,
     /// Distinct streams it will report when collected.
     pub streams: u64,
+    /// End, exclusive, of what it may have held, cannot give, and does not know the streams of; 0 if there is no
+    /// such position. Any stream may have had an entry there, also one that nobody lists when collected.
+    pub lost: Position,
 }
 
 /// The tail of one stream.
@@ -409,10 +412,15 @@ pub struct Bootstrap {
     pub epoch: Epoch,
     /// The run of the process it is meant for.
     pub incarnation: Incarnation,
+    /// The cluster that the process now belongs to.
+    pub cluster: ClusterId,
     /// First position to grant.
     pub next: Position,
     /// Trim mark.
     pub trimmed: Position,
+    /// End, exclusive, of what some replica lost with its streams; 0 if nothing is lost. No stream is known to be
+    /// complete below it before somebody has looked there (rule 11).
+    pub lost: Position,
     /// How tail answers are to be given.
     pub lease: Lease,
     /// Most streams that may exist (a layout limit).
@@ -452,7 +460,8 @@ pub struct TailAnswer {
     pub trimmed: Position,
     /// Whether the answer may be used as it is. `None`: confirm it by rule 21.
     pub lease: Lease,
-    /// The last positions of the streams asked, in that order.
+    /// The last positions of the streams asked, in that order. Where something was lost, a list names that position
+    /// as one that may be the stream's, and leads no further down.
     pub streams: Vec<BackPointers>,
 }
 

@@ -62,11 +62,20 @@ impl Filling {
             epoch,
             next,
             trimmed,
+            lost,
             lease,
             stream_limit,
             ..
         } = self.first;
-        State::new(epoch, next, trimmed, lease, stream_limit, self.streams)
+        State {
+            epoch,
+            next,
+            trimmed,
+            lost,
+            lease,
+            stream_limit,
+            last: self.streams,
+        }
     }
 
     fn add(&mut self, page: Bootstrap) -> Result<bool, Refusal> {
@@ -77,9 +86,17 @@ impl Filling {
             return Err(out_of_order(page.page, self.next_page));
         }
         let (a, b) = (&self.first, &page);
-        if (a.next, a.trimmed, a.lease, a.stream_limit)
-            != (b.next, b.trimmed, b.lease, b.stream_limit)
-        {
+        let common = |b: &Bootstrap| {
+            (
+                b.cluster,
+                b.next,
+                b.trimmed,
+                b.lost,
+                b.lease,
+                b.stream_limit,
+            )
+        };
+        if common(a) != common(b) {
             return Err(malformed("pages of one bootstrap contradict".into()));
         }
         let lowest = page.tails.first().map(|tail| tail.stream);

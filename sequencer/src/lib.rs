@@ -13,13 +13,13 @@
 //! ```
 //! use milonga_protocol::entry::ListEnd;
 //! use milonga_protocol::messages::*;
-//! use milonga_protocol::{BackPointers, Epoch, Incarnation, Position, StreamId, Time};
+//! use milonga_protocol::{BackPointers, ClusterId, Epoch, Incarnation, Position, StreamId, Time};
 //! use milonga_sequencer::Sequencer;
 //!
 //! let mut sequencer = Sequencer::new(Incarnation(7));
 //! let bootstrap = Bootstrap {
-//!     epoch: Epoch(1), incarnation: Incarnation(7), next: Position(0), trimmed: Position(0),
-//!     lease: Lease::None, stream_limit: 1_000, page: 0, last: true, tails: vec![],
+//!     epoch: Epoch(1), incarnation: Incarnation(7), cluster: ClusterId(1), next: Position(0), trimmed: Position(0),
+//!     lost: Position(0), lease: Lease::None, stream_limit: 1_000, page: 0, last: true, tails: vec![],
 //! };
 //! sequencer.handle(Time::default(), CallId(1), SequencerRequest::Bootstrap(bootstrap));
 //! let wants = vec![vec![StreamId(5)], vec![StreamId(5)]];

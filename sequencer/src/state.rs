@@ -17,30 +17,14 @@ pub(crate) struct State {
     pub(crate) next: Position,
     /// Pointers below it mean nothing any more; they are dropped when their stream is looked at.
     pub(crate) trimmed: Position,
-    lease: Lease,
-    stream_limit: u64,
-    last: Streams,
+    /// Everything below it may hide entries of any stream, unless it was trimmed.
+    pub(crate) lost: Position,
+    pub(crate) lease: Lease,
+    pub(crate) stream_limit: u64,
+    pub(crate) last: Streams,
 }
 
 impl State {
-    pub(crate) const fn new(
-        epoch: Epoch,
-        next: Position,
-        trimmed: Position,
-        lease: Lease,
-        stream_limit: u64,
-        last: Streams,
-    ) -> Self {
-        Self {
-            epoch,
-            next,
-            trimmed,
-            lease,
-            stream_limit,
-            last,
-        }
-    }
-
     /// Number of streams known.
     pub(crate) fn streams(&self) -> usize {
         self.last.len()
@@ -81,25 +65,33 @@ impl State {
     }
 
     fn link(&mut self, stream: StreamId, position: Position) -> StreamLink {
-        let trimmed = self.trimmed;
-        let last = self.last.entry(stream).or_insert_with(|| absent(trimmed));
-        let back = above(*last, trimmed);
-        *last = back;
+        let back = self.list(stream);
+        let mut last = back;
         last.push(position);
+        self.last.insert(stream, last);
         StreamLink { stream, back }
+    }
+
+    /// What is known of a stream now.
+    fn list(&self, stream: StreamId) -> BackPointers {
+        let list = match self.last.get(&stream) {
+            Some(last) => above(*last, self.trimmed),
+            None => absent(self.trimmed),
+        };
+        if self.lost > self.trimmed {
+            list.down_to_lost(self.lost)
+        } else {
+            list
+        }
     }
 
     /// The tail, and the last positions of `streams`.
     pub(crate) fn tail(&self, streams: &[StreamId]) -> TailAnswer {
-        let last = |stream| match self.last.get(stream) {
-            Some(last) => above(*last, self.trimmed),
-            None => absent(self.trimmed),
-        };
         TailAnswer {
             next: self.next,
             trimmed: self.trimmed,
             lease: self.lease,
-            streams: streams.iter().map(last).collect(),
+            streams: streams.iter().map(|stream| self.list(*stream)).collect(),
         }
     }
 

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use milonga_protocol::messages::{Lease, StreamTail, TailAnswer, Token};
-use milonga_protocol::{BackPointers, ListEnd};
+use milonga_protocol::{BackPointers, ClusterId, ListEnd};
 use proptest::prelude::*;
 
 use super::*;
@@ -12,8 +12,10 @@ fn page(epoch: u64, next: u64) -> Bootstrap {
     Bootstrap {
         epoch: Epoch(epoch),
         incarnation: RUN,
+        cluster: ClusterId(9),
         next: Position(next),
         trimmed: Position(0),
+        lost: Position(0),
         lease: Lease::None,
         stream_limit: 100,
         page: 0,
@@ -243,6 +245,58 @@ fn a_bootstrap_in_pages_is_usable_after_the_last() {
     assert_eq!(answer.streams[0], tail(0, 0).last);
     assert_eq!(answer.streams[1], tail(5, 12).last);
     assert_eq!(answer.streams[2], BackPointers::EMPTY);
+}
+
+#[test]
+fn no_stream_is_complete_over_what_was_lost() {
+    let mut sequencer = Sequencer::new(RUN);
+    let mut lossy = page(2, 20);
+    lossy.lost = Position(9);
+    let list =
+        |positions: &[u64], end| BackPointers::new(positions.iter().copied().map(Position), end);
+    let tails = [
+        (1, list(&[3, 1], ListEnd::Beginning)),
+        (2, list(&[12, 5], ListEnd::Beginning)),
+        (3, list(&[18, 16, 15, 14, 13], ListEnd::Unknown)),
+        (4, list(&[12], ListEnd::Unknown)),
+    ];
+    let tail = |(stream, last)| StreamTail {
+        stream: StreamId(stream),
+        last,
+    };
+    lossy.tails = tails.into_iter().map(tail).collect();
+    boot(&mut sequencer, lossy);
+    // The last that is lost may be of any stream, also of one that nobody listed.
+    let want = [
+        list(&[8], ListEnd::Unknown),
+        list(&[12, 8], ListEnd::Unknown),
+        list(&[18, 16, 15, 14], ListEnd::Unknown),
+        list(&[12], ListEnd::Unknown),
+        list(&[8], ListEnd::Unknown),
+    ];
+    let streams = [1, 2, 3, 4, 99];
+    let answer = tail_of(&mut sequencer, 2, &streams);
+    assert_eq!(answer.streams, want);
+    // So are the links of new entries.
+    let tokens = granted(&mut sequencer, 2, &[&[99], &[99]]);
+    assert_eq!(tokens[0].links[0].back, list(&[8], ListEnd::Unknown));
+    assert_eq!(tokens[1].links[0].back, list(&[20, 8], ListEnd::Unknown));
+    // Once it is trimmed nobody asks for it any more.
+    let trim = |below| SequencerRequest::Trimmed {
+        epoch: Epoch(2),
+        below: Position(below),
+    };
+    done(&mut sequencer, trim(8));
+    let answer = tail_of(&mut sequencer, 2, &[1, 98, 99]);
+    assert_eq!(answer.streams[0], list(&[8], ListEnd::Unknown));
+    assert_eq!(answer.streams[1], list(&[8], ListEnd::Unknown));
+    assert_eq!(answer.streams[2], list(&[21, 20, 8], ListEnd::Unknown));
+    done(&mut sequencer, trim(9));
+    let answer = tail_of(&mut sequencer, 2, &[1, 98, 99]);
+    let below = BackPointers::none(ListEnd::BelowTrim);
+    let [first, second] = [answer.streams[0], answer.streams[1]];
+    assert_eq!((first, second), (below, below));
+    assert_eq!(answer.streams[2], list(&[21, 20], ListEnd::BelowTrim));
 }
 
 #[test]

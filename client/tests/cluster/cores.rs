@@ -417,8 +417,10 @@ impl Cluster {
         let bootstrap = Bootstrap {
             epoch: layout.epoch,
             incarnation,
+            cluster: layout.cluster,
             next: layout.start,
             trimmed,
+            lost: Position::ZERO,
             lease: Lease::None,
             stream_limit: layout.limits.streams,
             page: 0,

@@ -1,6 +1,6 @@
 //! A model of a log unit: what the layout relies on, durable at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use milonga_protocol::frame::Message;
@@ -23,6 +23,8 @@ pub(super) struct Unit {
     pub(super) persisted: Epoch,
     /// The value and the epoch it was written in.
     pub(super) cells: BTreeMap<Position, (Value, Epoch)>,
+    /// Held once; neither the values nor their streams are known any more.
+    pub(super) lost: BTreeSet<Position>,
     pub(super) trimmed: Position,
     mark: Position,
     /// Forgotten by a restart.
@@ -39,6 +41,7 @@ impl Unit {
             cluster: None,
             persisted: Epoch::NONE,
             cells: BTreeMap::new(),
+            lost: BTreeSet::new(),
             trimmed: Position::ZERO,
             mark: Position::ZERO,
             sealed_for: Epoch::NONE,
@@ -110,11 +113,13 @@ impl Unit {
         }
         self.sealed_for = epoch;
         let high = self.cells.last_key_value().map(|(p, _)| p.next());
+        let lost = self.lost.last().map(|p| p.next()).unwrap_or_default();
         Ok(UnitResponse::Sealed(SealReport {
             epoch: self.persisted,
-            high: high.unwrap_or_default(),
+            high: high.unwrap_or_default().max(lost),
             marks: self.marks(),
             streams: 0,
+            lost,
         }))
     }
 
@@ -163,9 +168,11 @@ impl Unit {
             ListEnd::BelowTrim
         };
         let done = streams.len() <= TAILS_PER_PAGE;
+        let lost = self.lost.last().map(|p| p.next());
+        let lost = lost.unwrap_or_default().min(below);
         let tail = |(stream, positions)| StreamTail {
             stream,
-            last: BackPointers::new(positions, end),
+            last: BackPointers::new(positions, end).down_to_lost(lost),
         };
         let tails = streams.into_iter().take(TAILS_PER_PAGE).map(tail);
         let tails = tails.collect();
@@ -222,6 +229,7 @@ impl Unit {
         let mut data = Vec::new();
         let answer = |p: &Position| match self.cells.get(p) {
             _ if *p < self.trimmed => UnitReadAnswer::Trimmed,
+            None if self.lost.contains(p) => UnitReadAnswer::Lost,
             None => UnitReadAnswer::Unwritten,
             Some((Value::Junk, _)) => UnitReadAnswer::Junk,
             Some((Value::Data(entry), _)) => {
@@ -257,6 +265,7 @@ impl Unit {
                     Value::Junk
                 }
             };
+            self.lost.remove(&position);
             let held = self.cells.entry(position);
             answers.push(if position < self.trimmed {
                 WriteAnswer::Trimmed
@@ -273,5 +282,13 @@ impl Unit {
     pub(super) fn trim(&mut self, below: Position) {
         self.trimmed = self.trimmed.max(below);
         self.cells = self.cells.split_off(&self.trimmed);
+        self.lost = self.lost.split_off(&self.trimmed);
+    }
+
+    /// Forgets what it holds at `position`, but not that it held something.
+    pub(super) fn lose(&mut self, position: Position) {
+        if self.cells.remove(&position).is_some() {
+            self.lost.insert(position);
+        }
     }
 }

@@ -215,17 +215,57 @@ fn tails_do_not_lead_over_what_is_lost() {
     let mut disk = rig.disk.clone();
     disk.lose_file("segment-0000000000000002.log");
     let mut rig = Rig::on(disk, config(), 7);
-    rig.seal(2);
-    let collect = UnitRequest::Collect {
-        epoch: Epoch(2),
-        after: None,
-        below: Position(60),
-    };
-    let Response::Unit(UnitResponse::Tails { tails, .. }) = rig.ask(collect) else {
-        panic!("tails");
-    };
-    assert_eq!(tails[0].last.end(), milonga_protocol::ListEnd::Unknown);
-    assert!(tails[0].last.positions().is_empty(), "{tails:?}");
+    let report = rig.seal(2);
+    assert!(report.lost > Position(60) && report.lost <= report.high);
+    let tails = rig.tails(2, 60);
+    // The last of what was lost may be the stream's, and nothing is said of what lies below.
+    let last = tails[0].last;
+    assert_eq!(last.end(), milonga_protocol::ListEnd::Unknown);
+    assert_eq!(last.positions(), [Position(59)], "{tails:?}");
+}
+
+/// Nobody lists a stream whose only entries are lost: the report alone says that something is missing.
+#[test]
+fn what_was_lost_with_its_streams_is_reported_until_it_is_trimmed() {
+    let mut rig = Rig::open(17);
+    for position in 0..60 {
+        let rare = (20..40).contains(&position);
+        rig.put(1, position, if rare { 9 } else { 5 });
+    }
+    assert_eq!(rig.restarted(18).seal(2).lost, Position::ZERO);
+    let mut disk = rig.disk.kill(19);
+    let name = "segment-0000000000000001.log";
+    let (_, bytes) = disk.files().into_iter().find(|f| f.0 == name).unwrap();
+    // The records of the rare stream, and no batch of others that says more of them.
+    let (mut low, mut high) = (usize::MAX, 0);
+    for at in 20..40 {
+        let entry = entry(at, at, &[9], 40);
+        let found = bytes
+            .windows(entry.len())
+            .position(|w| w == &entry.bytes()[..]);
+        let found = found.expect("in the first segment");
+        (low, high) = (low.min(found), high.max(found + entry.len()));
+    }
+    disk.overwrite(name, low as u64, &vec![0xff; high - low]);
+    // The footer knows the streams.
+    disk.overwrite(name, SEGMENT - 64, &[0; 64]);
+    let mut rig = Rig::on(disk, config(), 20);
+    let report = rig.seal(2);
+    assert!(report.lost >= Position(40), "{report:?}");
+    let tails = rig.tails(2, 60);
+    assert!(tails.iter().all(|t| t.stream.0 == 5), "{tails:?}");
+    rig.open_epoch(2, 60);
+    assert_eq!(rig.read_one(2, 39).0, UnitReadAnswer::Lost);
+    // A read of that stream stops there, and says that it is lost.
+    let (entries, complete, _) = rig.streams(2, &[9], 0, 60);
+    assert_eq!(entries, [(complete, 0)]);
+    let below = Position(60);
+    let epoch = Epoch(2);
+    rig.ask(UnitRequest::Settled { epoch, below });
+    let mut again = rig.restarted(21);
+    assert_eq!(again.seal(3).lost, report.lost, "it stays known");
+    assert_eq!(rig.trim(2, 60), ok(UnitResponse::Trimmed { below }));
+    assert_eq!(rig.restarted(22).seal(3).lost, Position::ZERO);
 }
 
 #[test]

@@ -233,6 +233,19 @@ impl Rig {
         })
     }
 
+    /// The first page of stream tails of a unit sealed for `epoch`.
+    pub(super) fn tails(&mut self, epoch: u64, below: u64) -> Vec<StreamTail> {
+        let collect = UnitRequest::Collect {
+            epoch: Epoch(epoch),
+            after: None,
+            below: Position(below),
+        };
+        match self.ask(collect) {
+            Response::Unit(UnitResponse::Tails { tails, .. }) => tails,
+            other => panic!("{other:?}"),
+        }
+    }
+
     pub(super) fn hello(&self) -> Result<UnitHello, OpenError> {
         self.unit.hello().expect("recovered")
     }

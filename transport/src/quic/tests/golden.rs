@@ -4,7 +4,7 @@
 //! file for the new version and keep what can still be read of the old.
 
 use milonga_protocol::ClusterId;
-use milonga_protocol::frame::{FrameKind, PREFIX_BYTES, Prefix, write};
+use milonga_protocol::frame::{FrameError, FrameKind, PREFIX_BYTES, Prefix, write};
 use milonga_protocol::messages::{Handshake, Request, UnitRequest, decode};
 use milonga_protocol::{Epoch, Position};
 
@@ -23,9 +23,21 @@ fn parts(bytes: &'static [u8]) -> (Prefix, Message) {
     (prefix, message)
 }
 
+/// Version 2 changed the sequencer's bootstrap and the seal's report: a peer of version 1 is told so.
 #[test]
-fn a_frame_of_version_1() {
-    let golden = include_bytes!("../../../golden/frame-v1.bin");
+fn frames_of_version_1_are_refused_by_their_version() {
+    for golden in [
+        &include_bytes!("../../../golden/frame-v1.bin")[..],
+        &include_bytes!("../../../golden/handshake-v1.bin")[..],
+    ] {
+        let prefix = golden.first_chunk::<PREFIX_BYTES>().expect("a prefix");
+        assert_eq!(Prefix::read(prefix).unwrap_err(), FrameError::Version(1));
+    }
+}
+
+#[test]
+fn a_frame_of_version_2() {
+    let golden = include_bytes!("../../../golden/frame-v2.bin");
     let request = Request::Unit(UnitRequest::Read {
         epoch: Epoch(7),
         settled: Position(1_000),
@@ -45,10 +57,10 @@ fn a_frame_of_version_1() {
 }
 
 #[test]
-fn a_handshake_of_version_1() {
-    let golden = include_bytes!("../../../golden/handshake-v1.bin");
+fn a_handshake_of_version_2() {
+    let golden = include_bytes!("../../../golden/handshake-v2.bin");
     let handshake = Handshake {
-        version: 1,
+        version: 2,
         cluster: Some(ClusterId(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff)),
         name: "unit-1a".into(),
         incarnation: Incarnation(42),
