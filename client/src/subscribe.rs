@@ -58,7 +58,8 @@ impl Subscription {
                         self.log.wait(streams, self.from).await?;
                     }
                     let of = TailOf::Streams(Arc::clone(&self.streams));
-                    self.target = Some(self.log.tail(of).await?.target());
+                    // What others are writing is waited for at the units, not by asking again and again.
+                    self.target = Some(self.log.tail(of).await?.granted());
                 }
             }
         }

@@ -4,6 +4,7 @@
 //! before a call began may have missed an append that returned before it.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use futures_util::future::{try_join, try_join_all};
@@ -11,11 +12,13 @@ use milonga_protocol::limits::ITEMS_PER_MESSAGE;
 use milonga_protocol::messages::{
     Lease, SequencerRequest, SequencerResponse, TailAnswer, UnitRequest, UnitResponse,
 };
-use milonga_protocol::{BackPointers, Epoch, LogError, Position, StreamId, Tail, TailOf, Time};
+use milonga_protocol::{LogError, Position, StreamId, Tail, TailOf, Time, UnitIndex, Written};
 use tokio::sync::Notify;
 
 use crate::cluster::{Cluster, View, garbage};
 use crate::retry::{Attempts, Failure};
+
+const REPLICAS: &str = "a validated layout's chain has replicas";
 
 /// The tail checks of one client.
 pub(crate) struct TailChecks {
@@ -37,7 +40,8 @@ struct Generation {
     /// The earliest call's: nobody waits longer.
     deadline: Time,
     wishes: Mutex<Wishes>,
-    answer: OnceLock<Result<Answer, LogError>>,
+    /// In the order of [`Wishes::streams`].
+    answer: OnceLock<Result<Tail, LogError>>,
     answered: Notify,
 }
 
@@ -46,15 +50,6 @@ struct Generation {
 struct Wishes {
     offsets: BTreeMap<Arc<[StreamId]>, usize>,
     streams: Vec<StreamId>,
-}
-
-/// The answer to all callers.
-struct Answer {
-    epoch: Epoch,
-    next: Position,
-    trimmed: Position,
-    /// In the order of [`Wishes::streams`].
-    streams: Vec<BackPointers>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -81,13 +76,7 @@ impl TailChecks {
             answered.as_mut().enable();
             if let Some(answer) = generation.answer.get() {
                 let answer = answer.as_ref().map_err(Clone::clone)?;
-                let streams = answer.streams[at..at + count].to_vec();
-                return Ok(Tail::new(
-                    answer.epoch,
-                    answer.next,
-                    answer.trimmed,
-                    streams,
-                ));
+                return Ok(part_of(answer, at..at + count));
             }
             answered.await;
         }
@@ -163,7 +152,7 @@ impl TailChecks {
         deadline: Time,
         turn: &mut usize,
         lease: &mut Lease,
-    ) -> Result<Answer, LogError> {
+    ) -> Result<Tail, LogError> {
         metrics::counter!("milonga_client_tail_checks_total").increment(1);
         let mut attempts = Attempts::new(&self.cluster, deadline);
         attempts.check(&"the tail check before this one")?;
@@ -178,14 +167,17 @@ impl TailChecks {
         }
     }
 
-    /// Asks the sequencer and, unless something stands for a lease, a chain (rule 21).
+    /// Asks the sequencer and, unless something stands for a lease, the units (rule 21).
     ///
-    /// Why both may be asked at once. Both requests leave after every caller's call began. Let A be an append that
+    /// Why all may be asked at once. All requests leave after every caller's call began. Let A be an append that
     /// returned before that. A newer epoch is committed only when at least one replica of every chain was sealed;
-    /// each replica of our chain said that it was unsealed at some time after the calls began, so no newer epoch
+    /// each replica of one chain said that it was unsealed at some time after the calls began, so no newer epoch
     /// had been committed by then, and A was not written under one. So A's token was granted before A returned, by
     /// this epoch's sequencer, whose answer was given later and counts it, or in an earlier epoch, and then A lies
     /// below this epoch's start. It does not matter which of the two was served first.
+    ///
+    /// Why the tails' ends count, too: A was durable at the tail of its chain before it returned, so before that tail
+    /// was asked, and at or above the start only this epoch's chains hold anything (decision 0007).
     async fn attempt(
         &self,
         view: &View,
@@ -193,17 +185,18 @@ impl TailChecks {
         turn: usize,
         lease: &mut Lease,
         deadline: Time,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<Tail, Failure> {
         let asked = self.ask_sequencer(view, streams, deadline);
-        let (answers, confirmed) = if *lease == Lease::None {
-            let (answers, ()) = try_join(asked, self.confirm(view, turn, deadline)).await?;
-            (answers, true)
+        let (answers, mut confirmed) = if *lease == Lease::None {
+            let (answers, ends) =
+                try_join(asked, self.ask_units(view, streams, turn, deadline)).await?;
+            (answers, Some(ends))
         } else {
-            (asked.await?, false)
+            (asked.await?, None)
         };
         let unleased = answers.iter().any(|answer| answer.lease == Lease::None);
-        if unleased && !confirmed {
-            self.confirm(view, turn, deadline).await?;
+        if unleased && confirmed.is_none() {
+            confirmed = Some(self.ask_units(view, streams, turn, deadline).await?);
         }
         *lease = if unleased {
             Lease::None
@@ -212,13 +205,16 @@ impl TailChecks {
         };
         let first = answers.iter().map(|answer| answer.next).min();
         let trimmed = answers.iter().map(|answer| answer.trimmed).max();
-        Ok(Answer {
-            epoch: view.epoch(),
+        let mut tail = Tail::new(
+            view.epoch(),
             // Of several answers the lowest: every list of streams is at least as new as it.
-            next: first.unwrap_or_default(),
-            trimmed: trimmed.unwrap_or_default(),
-            streams: answers.into_iter().flat_map(|a| a.streams).collect(),
-        })
+            first.unwrap_or_default(),
+            trimmed.unwrap_or_default(),
+            answers.into_iter().flat_map(|a| a.streams).collect(),
+        );
+        let ends = confirmed.flatten();
+        tail.written = ends.map(|ends| written(&tail, &ends, view.layout().start));
+        Ok(tail)
     }
 
     /// One answer for each message that the streams fill, at least one.
@@ -228,10 +224,7 @@ impl TailChecks {
         streams: &[StreamId],
         deadline: Time,
     ) -> Result<Vec<TailAnswer>, Failure> {
-        let none = [&[][..]];
-        let chunks = streams.chunks(ITEMS_PER_MESSAGE);
-        let chunks = chunks.chain(none.into_iter().filter(|_| streams.is_empty()));
-        try_join_all(chunks.map(async |chunk| {
+        try_join_all(chunks(streams).map(async |chunk| {
             let request = SequencerRequest::Tail {
                 epoch: view.epoch(),
                 streams: chunk.to_vec(),
@@ -246,35 +239,136 @@ impl TailChecks {
         .await
     }
 
-    /// Whether all replicas of one chain still serve the epoch.
-    async fn confirm(&self, view: &View, turn: usize, deadline: Time) -> Result<(), Failure> {
+    /// Whether all replicas of one chain still serve the epoch; and, if all tails say so, where what they hold ends.
+    async fn ask_units(
+        &self,
+        view: &View,
+        streams: &[StreamId],
+        turn: usize,
+        deadline: Time,
+    ) -> Result<Option<Written>, Failure> {
         let segment = view.last_segment();
         let chains = view.layout().segments[segment].chains.len();
-        let chain = turn % chains;
+        let confirming = turn % chains;
+        let (_, others) = view
+            .chain(segment, confirming)
+            .split_last()
+            .expect(REPLICAS);
+        let confirmed = try_join_all(
+            others
+                .iter()
+                .map(|unit| self.confirm(view, *unit, deadline)),
+        );
+        let tails = try_join_all((0..chains).map(async |chain| {
+            match self.ask_tail(view, chain, streams, deadline).await {
+                Ok(ends) => Ok(Some(ends)),
+                // One whole chain is enough; then reads wait for what was granted.
+                Err(_) if chain != confirming => Ok(None),
+                Err(failure) => Err(failure),
+            }
+        }));
+        let (_, tails) = try_join(confirmed, tails).await?;
+        let known: Option<Vec<_>> = tails.into_iter().collect();
+        Ok(known.and_then(|ends| ends.into_iter().reduce(higher)))
+    }
+
+    async fn confirm(&self, view: &View, unit: UnitIndex, deadline: Time) -> Result<(), Failure> {
+        let unit = view.unit(unit);
+        let request = UnitRequest::Confirm {
+            epoch: view.epoch(),
+        };
+        match self.cluster.unit(unit, request, deadline).await? {
+            (UnitResponse::Serving { .. }, _) => Ok(()),
+            _ => Err(garbage(unit, "no confirmation")),
+        }
+    }
+
+    /// Where what a chain's tail holds ends. It also confirms that the tail serves the epoch.
+    async fn ask_tail(
+        &self,
+        view: &View,
+        chain: usize,
+        streams: &[StreamId],
+        deadline: Time,
+    ) -> Result<Written, Failure> {
+        let segment = view.last_segment();
         let units = view.chain(segment, chain);
-        try_join_all(units.iter().enumerate().map(async |(place, unit)| {
-            let unit = view.unit(*unit);
-            let request = UnitRequest::Confirm {
+        let unit = view.unit(*units.last().expect(REPLICAS));
+        let parts = try_join_all(chunks(streams).map(async |chunk| {
+            let request = UnitRequest::Ends {
                 epoch: view.epoch(),
+                streams: chunk.to_vec(),
             };
             match self.cluster.unit(unit, request, deadline).await? {
-                (UnitResponse::Serving { marks }, _) => {
-                    if place + 1 == units.len() {
-                        let key = view.key(segment, chain);
-                        self.cluster.marks.raise(key, marks.settled);
-                    }
-                    Ok(())
+                (
+                    UnitResponse::Ends {
+                        marks,
+                        log,
+                        streams,
+                    },
+                    _,
+                ) if streams.len() == chunk.len() => {
+                    let key = view.key(segment, chain);
+                    self.cluster.marks.raise(key, marks.settled);
+                    Ok(Written { log, streams })
                 }
-                _ => Err(garbage(unit, "no confirmation")),
+                _ => Err(garbage(unit, "no ends to a query for them")),
             }
-        }))
-        .await
-        .map(drop)
+        }));
+        let joined = parts.await?.into_iter().reduce(|mut all, part| {
+            all.log = all.log.max(part.log);
+            all.streams.extend(part.streams);
+            all
+        });
+        Ok(joined.expect("at least one chunk"))
     }
 }
 
+/// What fits a message each; one empty chunk if there are no streams.
+fn chunks(streams: &[StreamId]) -> impl Iterator<Item = &[StreamId]> {
+    let none = streams.is_empty().then_some(&[][..]);
+    none.into_iter().chain(streams.chunks(ITEMS_PER_MESSAGE))
+}
+
+/// The higher of each end.
+fn higher(mut one: Written, other: Written) -> Written {
+    one.log = one.log.max(other.log);
+    for (end, other) in one.streams.iter_mut().zip(other.streams) {
+        *end = other.max(*end);
+    }
+    one
+}
+
+/// Lowers what was granted to what the tails hold. Below `start` other chains may hold what counts, and everything
+/// there is settled without waiting for anybody, so nothing is lowered below it.
+fn written(tail: &Tail, ends: &Written, start: Position) -> Written {
+    let lowered = |granted: Position, end: Position| granted.min(end.max(start));
+    let streams = tail.streams.iter().zip(&ends.streams);
+    Written {
+        log: lowered(tail.next, ends.log),
+        streams: streams
+            .map(|(list, end)| lowered(tail.granted_end(list), *end))
+            .collect(),
+    }
+}
+
+/// What one caller asked of what all asked.
+fn part_of(tail: &Tail, streams: Range<usize>) -> Tail {
+    let mut part = Tail::new(
+        tail.epoch,
+        tail.next,
+        tail.trimmed,
+        tail.streams[streams.clone()].to_vec(),
+    );
+    part.written = tail.written.as_ref().map(|written| Written {
+        log: written.log,
+        streams: written.streams[streams].to_vec(),
+    });
+    part
+}
+
 impl Generation {
-    fn finish(&self, answer: Result<Answer, LogError>) {
+    fn finish(&self, answer: Result<Tail, LogError>) {
         // Only the first answer counts: closing may come in between.
         let _ = self.answer.set(answer);
         self.answered.notify_waiters();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use milonga_protocol::Position;
+use milonga_protocol::{Position, StreamId};
 
 use crate::format::{Junk, Suspect};
 use crate::segment_index::{Active, Sealed};
@@ -96,6 +96,26 @@ impl Index {
         self.lost.range(from..to).copied().find(|p| own(*p))
     }
 
+    /// For each stream the first position above its durable entries, or a higher one: looks at streams in the two
+    /// newest segments only, and takes an older one to be all theirs.
+    pub(crate) fn ends_of(&self, streams: &[StreamId]) -> Vec<Position> {
+        if !self.suspects.is_empty() {
+            return vec![self.high; streams.len()];
+        }
+        let (newest, older) = match self.sealed.split_last() {
+            Some((newest, older)) => (Some(newest), older),
+            None => (None, &[][..]),
+        };
+        // Segments overlap a little: writes do not arrive in order.
+        let below = older.iter().map(Sealed::end).max().unwrap_or(0);
+        let end_of = |stream: &StreamId| {
+            let in_active = self.active.as_ref().and_then(|a| a.last_of(stream.0));
+            let last = in_active.max(newest.and_then(|s| s.last_of(stream.0)));
+            Position(last.map_or(0, |last| last.saturating_add(1)).max(below))
+        };
+        streams.iter().map(end_of).collect()
+    }
+
     /// End of what is lost together with the knowledge of its streams. What was lost and is repaired may count: without
     /// its ranges a unit cannot tell a hole of its own in damage from another chain's position.
     pub(crate) fn lost_end(&self) -> Position {
@@ -106,12 +126,7 @@ impl Index {
     }
 
     /// Notes the durable value of a position in the active segment.
-    pub(crate) fn add_data(
-        &mut self,
-        position: Position,
-        offset: u64,
-        streams: &[milonga_protocol::StreamId],
-    ) {
+    pub(crate) fn add_data(&mut self, position: Position, offset: u64, streams: &[StreamId]) {
         if let Some(active) = &mut self.active {
             active.add_data(position, offset, streams);
         }

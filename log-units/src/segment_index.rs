@@ -199,6 +199,11 @@ impl Active {
         out.extend(list.iter().take_while(|p| **p < to).take(most));
     }
 
+    /// The last position of `stream`.
+    pub(crate) fn last_of(&self, stream: u64) -> Option<u64> {
+        self.streams.get(&stream)?.last().copied()
+    }
+
     /// The streams above `after`, ascending, with their positions.
     pub(crate) fn streams_above(
         &self,
@@ -374,6 +379,12 @@ impl Sealed {
         let first = members.partition_point(|m| self.position_of(*m) < from);
         let positions = members[first..].iter().map(|m| self.position_of(*m));
         out.extend(positions.take_while(|p| *p < to).take(most));
+    }
+
+    /// The last position of `stream`.
+    pub(crate) fn last_of(&self, stream: u64) -> Option<u64> {
+        let at = self.footer.streams.binary_search(&stream).ok()?;
+        self.members_at(at).last().map(|m| self.position_of(*m))
     }
 
     /// The streams above `after`, ascending, with their positions.

@@ -255,6 +255,25 @@ impl Unit {
         }
     }
 
+    // -------------------------------------------------------------------------------------------------- ends
+
+    /// Where what is durable here ends: of the log, and of each of the streams.
+    pub(crate) fn ends(&mut self, call: CallId, epoch: Epoch, streams: &[StreamId]) {
+        if let Err(refusal) = self.check(epoch) {
+            return self.refuse(call, refusal);
+        }
+        if streams.len() > ITEMS_PER_MESSAGE {
+            let why = format!("{} streams, at most {ITEMS_PER_MESSAGE}", streams.len());
+            return self.refuse(call, Refusal::Malformed { why });
+        }
+        let ends = UnitResponse::Ends {
+            marks: self.marks(),
+            log: self.index.high,
+            streams: self.index.ends_of(streams),
+        };
+        self.reply(call, ends, Bytes::new());
+    }
+
     // ------------------------------------------------------------------------------------------------- tails
 
     /// Distinct streams of the unit.

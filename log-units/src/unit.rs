@@ -199,6 +199,7 @@ impl Unit {
                 below,
             } => self.collect(call, epoch, after, below),
             UnitRequest::Open { layout, starts } => self.open(call, layout, starts),
+            UnitRequest::Ends { epoch, streams } => self.ends(call, epoch, &streams),
         }
     }
 

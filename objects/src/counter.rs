@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::ReadError;
 use crate::handle::{Handle, Opened};
 use crate::object::{Context, Object, Touches};
+use crate::replica::sync::Reach;
 use crate::update::Update;
 
 /// A replicated counter of `i64`, zero at first; it stops at the ends of its range.
@@ -35,7 +36,11 @@ impl Counter {
     /// # Errors
     /// As [`Handle::read`].
     pub async fn get(&self) -> Result<i64, ReadError> {
-        self.0.read(|counter| counter.value).await
+        Ok(self
+            .0
+            .look_after(Reach::Hosted, |counter| counter.value)
+            .await?
+            .0)
     }
 
     /// The value as this replica knows it now; see [`Handle::peek`].
@@ -43,7 +48,7 @@ impl Counter {
     /// # Errors
     /// As [`Handle::peek`].
     pub fn peek(&self) -> Result<i64, ReadError> {
-        self.0.peek(|counter| counter.value)
+        Ok(self.0.look(|counter| counter.value)?.0)
     }
 }
 

@@ -129,8 +129,8 @@ impl<O: Object> Handle<O> {
         Ok(record)
     }
 
-    /// Reads the object, linearizable: `read` sees every update that returned before this call. It runs under the
-    /// lock that playback needs: keep it short, or clone the state, which is cheap.
+    /// Reads the object, linearizable: `read` sees every update that returned before this call, in a clone of the
+    /// state (which is cheap), so it may take its time and read other objects.
     ///
     /// # Errors
     /// [`ReadError`] if the object halted, or the log cannot be played by the deadline.
@@ -146,8 +146,8 @@ impl<O: Object> Handle<O> {
         &self,
         read: impl FnOnce(&O) -> R,
     ) -> Result<(R, Position), ReadError> {
-        self.replica.shared().syncs.sync(Reach::Hosted).await?;
-        self.peek_with_position(read)
+        let (state, position) = self.look_after(Reach::Hosted, O::clone).await?;
+        Ok((read(&state), position))
     }
 
     /// Reads what this replica has played so far, at once. It may be behind by any amount, and after opening it is
@@ -167,10 +167,27 @@ impl<O: Object> Handle<O> {
         &self,
         read: impl FnOnce(&O) -> R,
     ) -> Result<(R, Position), ReadError> {
+        let (state, position) = self.look(O::clone)?;
+        Ok((read(&state), position))
+    }
+
+    /// Looks at the state after a sync, under the lock that playback needs. A user's closure must not run there: if it
+    /// read another object while the player waits for the lock, both would wait for ever.
+    pub(crate) async fn look_after<R>(
+        &self,
+        reach: Reach,
+        look: impl FnOnce(&O) -> R,
+    ) -> Result<(R, Position), ReadError> {
+        self.replica.shared().syncs.sync(reach).await?;
+        self.look(look)
+    }
+
+    /// As [`Self::look_after`], at once.
+    pub(crate) fn look<R>(&self, look: impl FnOnce(&O) -> R) -> Result<(R, Position), ReadError> {
         self.replica.shared().check_halted()?;
         let world = self.replica.shared().world();
         let state = world.state::<O>(self.info.stream, &self.info.name)?;
-        Ok((read(state), world.applied()))
+        Ok((look(state), world.applied()))
     }
 }
 

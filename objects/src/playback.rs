@@ -54,7 +54,7 @@ impl Playback {
             own_tag: None,
             content: Content::Records(Vec::new()),
         };
-        let payload = match record::decode(&entry.payload) {
+        let payload = match record::decode_entry(entry) {
             Ok(payload) => payload,
             Err(PayloadError::Newer(version)) => {
                 return Err(ReplicaHalt::Newer { position, version });

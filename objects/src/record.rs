@@ -7,10 +7,11 @@
 //!
 //! Rules that every build must keep, because verdicts must be alike everywhere:
 //! * A payload of a *newer version* stops the whole replica: it cannot know what else it would decide wrongly.
-//! * A payload that is *no payload at all* (another magic, undecodable in this version) has no records: it halts the
-//!   objects of the streams it was appended to, and counts as a change of everything in them.
+//! * A payload that is *no payload at all* (another magic, undecodable in this version, or with a record of a stream that
+//!   it was not appended to) has no records: it halts the objects of the streams it was appended to, and counts as a
+//!   change of everything in them.
 
-use milonga_protocol::{Position, StreamId};
+use milonga_protocol::{Entry, Position, StreamId};
 use serde::{Deserialize, Serialize};
 use serde_bytes::Bytes as Slice;
 
@@ -84,6 +85,15 @@ pub(crate) enum TouchedKeys<'a> {
 }
 
 impl<'a> TouchedKeys<'a> {
+    /// Number of keys named.
+    pub(crate) const fn count(&self) -> usize {
+        match self {
+            Self::None | Self::Whole => 0,
+            Self::One(_) => 1,
+            Self::Many(keys) => keys.len(),
+        }
+    }
+
     pub(crate) fn new(touches: &'a Touches) -> Self {
         match touches {
             Touches::Whole => Self::Whole,
@@ -104,7 +114,16 @@ pub(crate) struct Decision {
     pub(crate) committed: bool,
 }
 
-impl Record<'_> {
+impl<'a> Record<'a> {
+    /// The updates it makes, if it holds.
+    pub(crate) fn updates(&self) -> &[Update<'a>] {
+        match self {
+            Self::Update(update) => std::slice::from_ref(update),
+            Self::Commit(commit) => &commit.updates,
+            Self::Decision(_) => &[],
+        }
+    }
+
     /// Appends the record's bytes.
     pub(crate) fn encode(&self, out: Vec<u8>) -> Vec<u8> {
         postcard::to_extend(self, out).expect("plain data into memory")
@@ -136,7 +155,7 @@ pub(crate) struct Payload<'a> {
 }
 
 /// Decodes a payload; nothing is copied out of it.
-pub(crate) fn decode(bytes: &[u8]) -> Result<Payload<'_>, PayloadError> {
+fn decode(bytes: &[u8]) -> Result<Payload<'_>, PayloadError> {
     let malformed = |why: &str| PayloadError::Malformed(why.into());
     match bytes {
         [MAGIC, version, ..] if *version > VERSION => return Err(PayloadError::Newer(*version)),
@@ -157,6 +176,23 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Payload<'_>, PayloadError> {
         tag: u64::from_le_bytes(*tag),
         records,
     })
+}
+
+/// Decodes what `entry` holds. A record that changes an object to whose stream the entry was not appended makes the
+/// whole entry malformed: who reads that stream alone would never see it, and decide differently.
+pub(crate) fn decode_entry(entry: &Entry) -> Result<Payload<'_>, PayloadError> {
+    let payload = decode(&entry.payload)?;
+    let updates = payload.records.iter().flat_map(Record::updates);
+    for update in updates {
+        if !entry.streams().any(|linked| linked == update.stream) {
+            let why = format!(
+                "a record changes {}, but its entry is not in that stream",
+                update.stream
+            );
+            return Err(PayloadError::Malformed(why));
+        }
+    }
+    Ok(payload)
 }
 
 #[cfg(test)]

@@ -30,6 +30,9 @@ pub(crate) enum Outcome {
 
 type Heir = Box<dyn FnOnce(Box<dyn Any + Send>) + Send>;
 
+/// Dropped when the outcome is known, or given up.
+type Expecting = Box<dyn Any + Send>;
+
 /// Where a record's outcome arrives.
 pub(crate) struct Slot {
     pub(crate) object: Option<Arc<str>>,
@@ -48,6 +51,7 @@ struct SlotState {
     waker: Option<Waker>,
     settlers: Vec<Waker>,
     heir: Option<Heir>,
+    expecting: Option<Expecting>,
 }
 
 impl Slot {
@@ -74,6 +78,7 @@ impl Slot {
         }
         let waker = state.waker.take();
         let settlers = std::mem::take(&mut state.settlers);
+        let expecting = state.expecting.take();
         let mut inheritance = None;
         match (state.heir.take(), outcome) {
             (
@@ -95,6 +100,7 @@ impl Slot {
         if let Some((heir, output)) = inheritance {
             heir(output);
         }
+        drop(expecting);
         waker.into_iter().chain(settlers).for_each(Waker::wake);
     }
 
@@ -102,12 +108,15 @@ impl Slot {
     pub(crate) fn give_up(&self, waited_ms: u64) {
         let mut state = self.lock();
         state.given_up.get_or_insert(waited_ms);
-        let waker = state.waker.take();
+        let (waker, expecting) = (state.waker.take(), state.expecting.take());
         drop(state);
+        drop(expecting);
         waker.into_iter().for_each(Waker::wake);
     }
 
-    pub(crate) fn bequeath(&self, heir: Heir) {
+    /// Lets `heir` have the output, now or whenever it comes. `expecting` is dropped after that, but not later than
+    /// the slot is given up: nobody should count on what may never come.
+    pub(crate) fn bequeath(&self, heir: Heir, expecting: Expecting) {
         let mut state = self.lock();
         match &mut state.outcome {
             Some(Outcome::Applied { output, .. }) => {
@@ -117,7 +126,12 @@ impl Slot {
                 }
             }
             Some(_) => {}
-            None => state.heir = Some(heir),
+            None => {
+                state.heir = Some(heir);
+                if state.given_up.is_none() {
+                    state.expecting = Some(expecting);
+                }
+            }
         }
     }
 

@@ -13,6 +13,7 @@ use crate::error::UpdateError;
 use crate::replica::Replica;
 use crate::replica::submit::Item;
 use crate::slot::{Outcome, Slot};
+use crate::world::Output;
 
 /// An update that takes effect when it is first polled, and resolves to what the object's `apply` returned, after
 /// this replica has applied it.
@@ -51,14 +52,20 @@ impl<T: Send + 'static> Update<T> {
         WithPosition(self)
     }
 
-    /// Lets `heir` have the output that nobody waits for any more. Nothing happens if nothing was sent.
-    pub(crate) fn bequeath(&mut self, heir: impl FnOnce(T) + Send + 'static) {
+    /// Lets `heir` have the output that nobody waits for any more. Nothing happens if nothing was sent. `expecting`
+    /// is dropped when the outcome is known, or given up.
+    pub(crate) fn bequeath(
+        &mut self,
+        heir: impl FnOnce(T) + Send + 'static,
+        expecting: impl Send + 'static,
+    ) {
         if let UpdateState::Sent(slot, _) = &self.state {
-            slot.bequeath(Box::new(move |output| {
+            let heir = move |output: Output| {
                 if let Ok(output) = output.downcast() {
                     heir(*output);
                 }
-            }));
+            };
+            slot.bequeath(Box::new(heir), Box::new(expecting));
         }
     }
 

@@ -116,6 +116,8 @@ impl Versions {
 
     /// A committed change at `position`.
     pub(crate) fn record(&mut self, position: Position, stream: StreamId, touches: &TouchedKeys) {
+        // Faster than new ones come, however many keys one record touches.
+        self.drop_retired(2 + touches.count());
         let object = self.objects.entry(stream).or_default();
         object.latest = Some(position);
         match touches {
@@ -127,7 +129,6 @@ impl Versions {
                     .for_each(|key| object.current.set(key, position));
             }
         }
-        self.drop_retired(2);
     }
 
     /// The verdict on a commit record at `position`: the same on every replica that has played up to it.

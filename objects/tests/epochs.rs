@@ -53,6 +53,7 @@ impl Log for Epochs {
             let mut tail = tail.await?;
             tail.epoch = Epoch(epoch);
             tail.next = tail.next.plus(vain);
+            tail.written = None;
             for stream in &mut tail.streams {
                 if vain > 0 {
                     stream.push(tail.next.minus(1));

@@ -124,6 +124,7 @@ pub fn checks() -> Vec<Check> {
         2 appends::acknowledged_entries_survive_damage_of_one_replica,
         3 appends::a_read_sees_what_returned_before,
         3 appends::a_tail_check_sees_what_returned_before,
+        3 appends::what_is_being_written_is_told_apart,
         3 appends::a_stream_read_sees_what_returned_before,
         4 appends::concurrent_appends_are_there_once_each,
         4 appends::a_dropped_append_is_there_once_or_not_at_all,

@@ -38,6 +38,6 @@ pub use layout::{Layout, Published, Segment, UnitIndex, UnitRange, UnitRef};
 pub use limits::Limits;
 pub use log::{
     AppendError, Appended, Log, LogError, NewEntry, ReadAnswer, SharedLog, StreamPart, StreamRead,
-    Tail, TailOf, Target,
+    Tail, TailOf, Target, Written,
 };
 pub use memory::MemoryLog;

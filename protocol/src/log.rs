@@ -128,12 +128,24 @@ pub struct Tail {
     pub next: Position,
     /// Trim mark.
     pub trimmed: Position,
-    /// Last positions of the streams asked, in that order.
+    /// Last positions of the streams asked, in that order: granted, perhaps not written yet.
     pub streams: Vec<BackPointers>,
+    /// Where everything lies that had been appended, if that is known more closely than by what was granted.
+    pub written: Option<Written>,
+}
+
+/// Ends, exclusive, of what had been appended: every append that returned before the check began lies below. So a
+/// linearizable read need not wait for entries that others are still writing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Of the whole log.
+    pub log: Position,
+    /// Of each stream asked, in that order.
+    pub streams: Vec<Position>,
 }
 
 impl Tail {
-    /// An answer.
+    /// An answer that knows only what was granted.
     #[must_use]
     pub const fn new(
         epoch: Epoch,
@@ -146,20 +158,48 @@ impl Tail {
             next,
             trimmed,
             streams,
+            written: None,
         }
     }
 
-    /// How far the streams asked must be read to have seen every append that returned before the check:
-    /// up to the last of their positions. For a check of the whole log: up to `next`.
+    /// How far the streams asked must be read to have seen every append that returned before the check. For a check
+    /// of the whole log: [`Self::written_end`].
     #[must_use]
     pub fn target(&self) -> Target {
-        let last = |list: &BackPointers| match (list.last(), list.end()) {
+        match &self.written {
+            Some(written) => self.to(written.streams.iter().copied().max().unwrap_or(written.log)),
+            None => self.granted(),
+        }
+    }
+
+    /// How far the streams asked must be read to know what became of every position of theirs that was granted before
+    /// the check: what followers wait for. For a check of the whole log: up to `next`.
+    #[must_use]
+    pub fn granted(&self) -> Target {
+        let ends = self.streams.iter().map(|list| self.granted_end(list));
+        self.to(ends.max().unwrap_or(self.next))
+    }
+
+    /// Every append that returned before the check lies below it, whatever its streams.
+    #[must_use]
+    pub fn written_end(&self) -> Position {
+        self.written
+            .as_ref()
+            .map_or(self.next, |written| written.log)
+    }
+
+    /// The end, exclusive, of what was granted to one of the streams asked.
+    #[must_use]
+    pub fn granted_end(&self, list: &BackPointers) -> Position {
+        match (list.last(), list.end()) {
             (Some(last), _) => last.next(),
             (None, ListEnd::Beginning) => Position::ZERO,
             (None, ListEnd::BelowTrim) => self.trimmed,
             (None, ListEnd::Unknown) => self.next,
-        };
-        let to = self.streams.iter().map(last).max().unwrap_or(self.next);
+        }
+    }
+
+    const fn to(&self, to: Position) -> Target {
         Target {
             epoch: self.epoch,
             to,

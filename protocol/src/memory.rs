@@ -13,7 +13,7 @@ use crate::ids::{EntryId, Epoch, Position, StreamId, WriterId};
 use crate::limits::Limits;
 use crate::log::{
     AppendError, Appended, Log, LogError, NewEntry, ReadAnswer, SharedLog, StreamPart, StreamRead,
-    Tail, TailOf, Target,
+    Tail, TailOf, Target, Written,
 };
 
 /// A log in memory; clones and handles share it. An append is decided as soon as it is polled.
@@ -271,6 +271,28 @@ impl State {
         }
     }
 
+    /// The end of what is written below `end`.
+    fn written_end(&self, end: Position) -> Position {
+        let mut end = end;
+        while end > self.trimmed && matches!(self.slot(end.minus(1)), Some(Slot::Hole(_))) {
+            end = end.minus(1);
+        }
+        end
+    }
+
+    /// The end of what is written of a stream, as far as its last positions tell.
+    fn stream_end(&self, tail: &Tail, list: &BackPointers) -> Position {
+        let is_hole = |p: &&Position| matches!(self.slot(**p), Some(Slot::Hole(_)));
+        match list.positions().iter().find(|p| !is_hole(p)) {
+            Some(written) => written.next(),
+            // All are holes: what is older lies below the oldest of them.
+            None => list
+                .positions()
+                .last()
+                .map_or_else(|| tail.granted_end(list), |p| *p),
+        }
+    }
+
     fn grant(&mut self, streams: &[StreamId]) -> (Position, Vec<StreamLink>) {
         let position = self.next();
         let links = streams.iter().map(|&stream| StreamLink {
@@ -332,7 +354,16 @@ impl State {
             TailOf::Log => Vec::new(),
             TailOf::Streams(streams) => streams.iter().map(|s| self.head(*s)).collect(),
         };
-        Tail::new(EPOCH, self.next(), self.trimmed, streams)
+        let mut tail = Tail::new(EPOCH, self.next(), self.trimmed, streams);
+        tail.written = Some(Written {
+            log: self.written_end(self.next()),
+            streams: tail
+                .streams
+                .iter()
+                .map(|list| self.stream_end(&tail, list))
+                .collect(),
+        });
+        tail
     }
 
     fn read(&self, position: Position) -> ReadAnswer {

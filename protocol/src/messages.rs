@@ -219,6 +219,13 @@ pub enum UnitRequest {
         /// Start of every epoch after the unit's persisted one (voids records, rule 1).
         starts: Vec<(Epoch, Position)>,
     },
+    /// As `Confirm`, and where what is durable here ends.
+    Ends {
+        /// The epoch.
+        epoch: Epoch,
+        /// Which streams.
+        streams: Vec<StreamId>,
+    },
 }
 
 /// What became of one write.
@@ -356,6 +363,15 @@ pub enum UnitResponse {
     },
     /// To `Open` and `Settled`.
     Done,
+    /// To `Ends`: still serving the epoch. Ends are exclusive and may be too high, never too low.
+    Ends {
+        /// Marks.
+        marks: Marks,
+        /// First position above everything that is durable here.
+        log: Position,
+        /// For each stream asked: first position above its entries that are durable here.
+        streams: Vec<Position>,
+    },
 }
 
 // --------------------------------------------------------------------------------------------- sequencer

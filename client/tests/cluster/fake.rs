@@ -563,6 +563,7 @@ impl Unit {
         | UnitRequest::Read { epoch, .. }
         | UnitRequest::ReadStreams { epoch, .. }
         | UnitRequest::Confirm { epoch }
+        | UnitRequest::Ends { epoch, .. }
         | UnitRequest::Trim { epoch, .. }
         | UnitRequest::Settled { epoch, .. }) = request
         else {
@@ -589,6 +590,7 @@ impl Unit {
                 let marks = self.marks();
                 (UnitResponse::Serving { marks }, Bytes::new())
             }
+            UnitRequest::Ends { streams, .. } => (self.ends(streams), Bytes::new()),
             UnitRequest::Trim { below, .. } => {
                 self.trimmed = self.trimmed.max((*below).min(self.settled()));
                 self.held = self.held.split_off(&self.trimmed);
@@ -601,6 +603,24 @@ impl Unit {
             }
             _ => return None,
         }))
+    }
+
+    fn ends(&self, streams: &[StreamId]) -> UnitResponse {
+        let of_stream = |position: &Position, stream: &StreamId| match &self.held[position] {
+            Held::Data(entry) => entry.streams().contains(stream),
+            Held::Junk => false,
+            Held::Lost => true,
+        };
+        let end = |last: Option<&Position>| last.map_or(Position::ZERO, |p| p.next());
+        let held = self.held.keys().rev();
+        UnitResponse::Ends {
+            marks: self.marks(),
+            log: end(self.held.keys().last()),
+            streams: streams
+                .iter()
+                .map(|stream| end(held.clone().find(|p| of_stream(p, stream))))
+                .collect(),
+        }
     }
 
     fn write(&mut self, items: &[(Position, WireValue)], body: Bytes) -> (UnitResponse, Bytes) {

@@ -39,9 +39,10 @@ pub(crate) async fn append(client: &LogClient, text: &str) -> Position {
     appended.expect("no fault prevents it").position
 }
 
+/// Through everything that was granted, written or not.
 pub(crate) async fn target(client: &LogClient) -> Target {
     let tail = client.tail(TailOf::Streams([S].into())).await;
-    tail.expect("no fault prevents it").target()
+    tail.expect("no fault prevents it").granted()
 }
 
 pub(crate) fn stream_read(from: Position, target: Target) -> StreamRead {

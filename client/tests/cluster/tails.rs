@@ -14,7 +14,10 @@ fn is_tail(request: &Request) -> bool {
 }
 
 fn is_confirm(request: &Request) -> bool {
-    matches!(request, Request::Unit(UnitRequest::Confirm { .. }))
+    matches!(
+        request,
+        Request::Unit(UnitRequest::Confirm { .. } | UnitRequest::Ends { .. })
+    )
 }
 
 #[tokio::test(start_paused = true)]
@@ -35,7 +38,40 @@ async fn concurrent_calls_share_one_check() {
         assert_eq!(tail.streams[1].last(), other);
     }
     assert_eq!(fake.served(is_tail), 1);
-    assert_eq!(fake.served(is_confirm), 2, "one chain, both replicas");
+    assert_eq!(
+        fake.served(is_confirm),
+        3,
+        "one whole chain, and both tails"
+    );
+}
+
+/// A writer that hangs with its tokens in hand must not hold up anybody who reads.
+#[tokio::test(start_paused = true)]
+async fn a_target_covers_what_was_written_and_not_what_is_being_written() {
+    let fake = Fake::new(2, 2);
+    let (writer, client) = (client(&fake).await, client(&fake).await);
+    append(&client, "0").await;
+    append(&client, "1").await;
+    fake.faults(|_, request| match request {
+        Request::Unit(UnitRequest::Write { .. }) => Fault::Delay(Duration::from_millis(200)),
+        _ => Fault::None,
+    });
+    let written = background(&fake, writer.append(NewEntry::new([S], "2")));
+    let other = StreamId::raw(7);
+    sleep_ms(&fake, 50).await;
+    let tail = client.tail(TailOf::Streams([S, other].into())).await;
+    let tail = tail.expect("no faults in tail checks");
+    assert_eq!((tail.next, tail.written_end()), (Position(3), Position(2)));
+    assert_eq!(
+        (tail.target().to, tail.granted().to),
+        (Position(2), Position(3))
+    );
+    written.await.expect("late, but appended");
+    let tail = client.tail(TailOf::Streams([S].into())).await;
+    assert_eq!(tail.expect("as before").target().to, Position(3));
+    // Nothing of the other stream was ever granted.
+    let tail = client.tail(TailOf::Streams([other].into())).await;
+    assert_eq!(tail.expect("as before").target().to, Position::ZERO);
 }
 
 #[tokio::test(start_paused = true)]
@@ -64,12 +100,12 @@ async fn a_lock_stands_for_a_confirmation() {
     for _ in 0..5 {
         client.tail(TailOf::Log).await.expect("no faults");
     }
-    assert_eq!(fake.served(is_confirm), 2, "only before it was known");
+    assert_eq!(fake.served(is_confirm), 3, "only before it was known");
     fake.world().lease = Lease::None;
     client.tail(TailOf::Log).await.expect("no faults");
     assert_eq!(
         fake.served(is_confirm),
-        4,
+        6,
         "an unleased answer is confirmed"
     );
 }
@@ -101,7 +137,8 @@ async fn another_chain_confirms_when_one_is_down() {
         _ => Fault::None,
     });
     for _ in 0..4 {
-        client.tail(TailOf::Log).await.expect("chain 2 is whole");
+        let tail = client.tail(TailOf::Log).await.expect("chain 2 is whole");
+        assert_eq!(tail.written, None, "the other chain may hold anything");
     }
 }
 

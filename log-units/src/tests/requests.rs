@@ -739,3 +739,46 @@ fn answers_are_bounded() {
         assert!((1..5).contains(&rig.fill(1, 0, 5).len()));
     }
 }
+
+/// However segments overlap: an end is never below a durable entry, and is exact for streams that are written now.
+#[test]
+fn ends_lie_above_everything_durable_and_are_exact_for_busy_streams() {
+    let mut rig = Rig::open(77);
+    let mut held: Vec<(u64, u64)> = Vec::new();
+    let mut random = 7_u64;
+    let mut exact = 0;
+    for step in 0..400_u64 {
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        // Nearly in order, as writes arrive.
+        let position = step ^ (random >> 61);
+        if held.iter().any(|(p, _)| *p == position) {
+            continue;
+        }
+        let stream = 1 + (random >> 40) % 3;
+        rig.put(1, position, stream);
+        held.push((position, stream));
+        let request = UnitRequest::Ends {
+            epoch: Epoch(1),
+            streams: (1..=4).map(StreamId).collect(),
+        };
+        let Response::Unit(UnitResponse::Ends { log, streams, .. }) = rig.ask(request) else {
+            panic!("no ends");
+        };
+        let end_of = |held: &mut dyn Iterator<Item = &(u64, u64)>| {
+            Position(held.map(|(p, _)| p + 1).max().unwrap_or(0))
+        };
+        assert_eq!(log, end_of(&mut held.iter()));
+        for (stream, end) in (1..=4).zip(streams) {
+            let durable = end_of(&mut held.iter().filter(|(_, s)| *s == stream));
+            assert!(durable <= end && end <= log, "{durable} {end} {log}");
+            exact += u64::from(stream < 4 && durable == end);
+        }
+    }
+    assert!(
+        rig.fact("segments").parse::<u64>().unwrap() > 3,
+        "it spans segments"
+    );
+    assert!(exact > 700, "{exact} of {}", held.len() * 3);
+}

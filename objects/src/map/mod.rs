@@ -11,6 +11,7 @@ use crate::error::ReadError;
 use crate::handle::{Handle, Opened};
 use crate::key::{EncodeKey, Key, KeyBytes};
 use crate::object::Value;
+use crate::replica::sync::Reach;
 use crate::update::Update;
 
 pub use state::{Entries, MapOp, MapState};
@@ -65,7 +66,11 @@ impl<K: Key, V: Value> Map<K, V> {
         K: Borrow<Q>,
         Q: EncodeKey + ?Sized,
     {
-        self.0.read(|map| map.get(key).cloned()).await
+        Ok(self
+            .0
+            .look_after(Reach::Hosted, |map| map.get(key).cloned())
+            .await?
+            .0)
     }
 
     /// As [`Self::get`], with the position that was read at: everything below it was visible.
@@ -77,7 +82,9 @@ impl<K: Key, V: Value> Map<K, V> {
         K: Borrow<Q>,
         Q: EncodeKey + ?Sized,
     {
-        self.0.read_with_position(|map| map.get(key).cloned()).await
+        self.0
+            .look_after(Reach::Hosted, |map| map.get(key).cloned())
+            .await
     }
 
     /// Whether `key` has a value, linearizable.
@@ -89,7 +96,11 @@ impl<K: Key, V: Value> Map<K, V> {
         K: Borrow<Q>,
         Q: EncodeKey + ?Sized,
     {
-        self.0.read(|map| map.get(key).is_some()).await
+        Ok(self
+            .0
+            .look_after(Reach::Hosted, |map| map.get(key).is_some())
+            .await?
+            .0)
     }
 
     /// The value of `key` as this replica knows it now; see [`Handle::peek`].
@@ -101,7 +112,7 @@ impl<K: Key, V: Value> Map<K, V> {
         K: Borrow<Q>,
         Q: EncodeKey + ?Sized,
     {
-        self.0.peek(|map| map.get(key).cloned())
+        Ok(self.0.look(|map| map.get(key).cloned())?.0)
     }
 
     /// Number of keys, linearizable.
@@ -109,7 +120,7 @@ impl<K: Key, V: Value> Map<K, V> {
     /// # Errors
     /// As [`Handle::read`].
     pub async fn len(&self) -> Result<usize, ReadError> {
-        self.0.read(MapState::len).await
+        Ok(self.0.look_after(Reach::Hosted, MapState::len).await?.0)
     }
 
     /// Whether there is no key, linearizable.
@@ -117,7 +128,11 @@ impl<K: Key, V: Value> Map<K, V> {
     /// # Errors
     /// As [`Handle::read`].
     pub async fn is_empty(&self) -> Result<bool, ReadError> {
-        self.0.read(MapState::is_empty).await
+        Ok(self
+            .0
+            .look_after(Reach::Hosted, MapState::is_empty)
+            .await?
+            .0)
     }
 
     /// All keys and values at one position, linearizable, in order. Costs nothing but iterating.
@@ -125,7 +140,7 @@ impl<K: Key, V: Value> Map<K, V> {
     /// # Errors
     /// As [`Handle::read`].
     pub async fn entries(&self) -> Result<Entries<K, V>, ReadError> {
-        self.0.read(MapState::entries).await
+        Ok(self.0.look_after(Reach::Hosted, MapState::entries).await?.0)
     }
 }
 

@@ -14,6 +14,7 @@ use crate::error::{ReadError, UpdateError};
 use crate::handle::{Handle, Opened};
 use crate::object::Value;
 use crate::replica::Backoff;
+use crate::replica::sync::Reach;
 use crate::update::Update;
 use crate::world::Output;
 use pop::Pops;
@@ -108,6 +109,7 @@ impl<T: Value> Queue<T> {
     pub async fn pop_wait(&self) -> Result<T, UpdateError> {
         let replica = self.handle.replica();
         let mut backoff = Backoff::new(&replica.shared().env);
+        let mut reach = Reach::Hosted;
         loop {
             // Made before looking, so that no change in between is missed.
             let changed = self.pops.changed.notified();
@@ -116,7 +118,7 @@ impl<T: Value> Queue<T> {
             }
             let looked = self
                 .handle
-                .read_with_position(QueueState::len)
+                .look_after(reach, QueueState::len)
                 .await
                 .map_err(|source| UpdateError::Read { source });
             let (len, seen) = match looked {
@@ -137,7 +139,11 @@ impl<T: Value> Queue<T> {
                 biased;
                 () = changed => {}
                 grown = self.grown(seen) => match grown {
-                    Ok(()) => backoff = Backoff::new(&replica.shared().env),
+                    Ok(()) => {
+                        backoff = Backoff::new(&replica.shared().env);
+                        // What woke this may still be on its way: wait for it there, not by asking again.
+                        reach = Reach::Granted;
+                    }
                     Err(LogError::Closed) => return Err(UpdateError::Closed),
                     Err(_) => backoff.sleep().await,
                 }
@@ -156,7 +162,11 @@ impl<T: Value> Queue<T> {
     /// # Errors
     /// As [`Handle::read`].
     pub async fn len(&self) -> Result<usize, ReadError> {
-        self.handle.read(QueueState::len).await
+        Ok(self
+            .handle
+            .look_after(Reach::Hosted, QueueState::len)
+            .await?
+            .0)
     }
 
     /// Whether there is no item, linearizable.
@@ -164,7 +174,11 @@ impl<T: Value> Queue<T> {
     /// # Errors
     /// As [`Handle::read`].
     pub async fn is_empty(&self) -> Result<bool, ReadError> {
-        self.handle.read(QueueState::is_empty).await
+        Ok(self
+            .handle
+            .look_after(Reach::Hosted, QueueState::is_empty)
+            .await?
+            .0)
     }
 
     /// The first item as this replica knows it now; see [`Handle::peek`].
@@ -172,8 +186,10 @@ impl<T: Value> Queue<T> {
     /// # Errors
     /// As [`Handle::peek`].
     pub fn peek(&self) -> Result<Option<T>, ReadError> {
-        self.handle
-            .peek(|queue| queue.iter().next().map(|(_, item)| item.clone()))
+        Ok(self
+            .handle
+            .look(|queue| queue.iter().next().map(|(_, item)| item.clone()))?
+            .0)
     }
 }
 

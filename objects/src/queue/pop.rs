@@ -84,12 +84,12 @@ impl<T: Value> Drop for Pop<T> {
             return;
         };
         let pops = Arc::clone(&self.pops);
-        self.update.bequeath(move |item| {
+        let heir = move |item| {
             if let Some(item) = item {
                 pops.hand(item);
             }
-            drop(under_way);
-        });
+        };
+        self.update.bequeath(heir, under_way);
     }
 }
 

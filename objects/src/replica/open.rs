@@ -149,7 +149,8 @@ async fn read_directory(shared: &Arc<Shared>) -> Result<Directory, ReadError> {
     let mut ahead = shared.opener.ahead.lock().await;
     let tail = tail_of_directory(shared).await?;
     shared.syncs.heard_of(tail.epoch);
-    let target = tail.target();
+    // Also what others are registering now, so that an own registration of unknown outcome is found.
+    let target = tail.granted();
     if target.to > ahead.read {
         // Read into a copy: whoever waits here may be dropped in the middle.
         let known = state(&ahead.directory)?.clone();
@@ -200,7 +201,10 @@ async fn host<O: Object>(
     let _alone = alone.lock().await;
     if let Some(hosted) = shared.world().get(stream) {
         let same = hosted.state::<O>().is_some();
-        return Ok((!same).then(|| hosted.type_name()));
+        let existing = (!same).then(|| hosted.type_name());
+        // Whoever opened it may have gone before tail checks learned of it.
+        shared.hosted_changed();
+        return Ok(existing);
     }
     let new = Hosted::new::<O>(Arc::clone(&info.name));
     if shared.world_mut().join_new(stream, new) {
@@ -227,6 +231,10 @@ async fn host<O: Object>(
         loaded,
         done,
     });
+    if shared.syncs.check().is_err() {
+        // Whoever ended the replica may have looked before: nobody else would answer.
+        lock(&shared.joins).clear();
+    }
     shared.player.notify_one();
     match joined.await {
         Ok(result) => result.map(|()| None),

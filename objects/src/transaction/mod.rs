@@ -84,7 +84,7 @@ impl Replica {
         );
         let (mut attempts, mut renewals) = (0, 0);
         loop {
-            let synced = shared.syncs.sync(Reach::Whole).await;
+            let synced = shared.syncs.sync(Reach::Written).await;
             synced.map_err(|source| TransactionError::Read { source })?;
             let mut tx = Tx::new(Arc::clone(shared));
             let run = AssertUnwindSafe(closure.clone()(&mut tx)).catch_unwind();

@@ -91,7 +91,7 @@ impl Hosted {
         entry: &Entry,
         is_aborted: impl Fn(u32) -> bool,
     ) {
-        let payload = match record::decode(&entry.payload) {
+        let payload = match record::decode_entry(entry) {
             Ok(payload) => payload,
             Err(error) => {
                 let why = match error {
@@ -104,9 +104,8 @@ impl Hosted {
         };
         for (index, record) in (0..).zip(&payload.records) {
             let updates = match record {
-                Record::Update(update) => std::slice::from_ref(update),
-                Record::Commit(commit) if !is_aborted(index) => &commit.updates,
-                Record::Commit(_) | Record::Decision(_) => &[],
+                Record::Commit(_) if is_aborted(index) => &[],
+                record => record.updates(),
             };
             for (nth, update) in (0..).zip(updates) {
                 if update.stream == stream {

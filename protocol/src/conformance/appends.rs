@@ -99,6 +99,27 @@ pub(super) async fn a_tail_check_sees_what_returned_before(world: World) -> Outc
     Passed
 }
 
+pub(super) async fn what_is_being_written_is_told_apart(world: World) -> Outcome {
+    let (s, other) = (world.stream(0), world.stream(1));
+    for n in 0..6 {
+        let a = world.append(n % CLIENTS, &[s], "a").await.position;
+        let hole = world.hole(&[s]).await;
+        let tail = world.tail((n + 1) % CLIENTS, &[s]).await;
+        let (target, granted) = (tail.target().to, tail.granted().to);
+        assert_eq!(granted, hole.next(), "a follower must hear of {hole}");
+        assert!(
+            a < target && target <= granted,
+            "clause 3: {a} had been appended, but the target is {target} of {granted}"
+        );
+        assert!(a < tail.written_end() && tail.written_end() <= tail.next);
+        // Another stream's entry behind it is no reason to wait for the hole, nor to miss anything.
+        let b = world.append(n % CLIENTS, &[other], "b").await.position;
+        let tail = world.tail((n + 1) % CLIENTS, &[s, other]).await;
+        assert!(b < tail.target().to && b < tail.written_end(), "clause 3");
+    }
+    Passed
+}
+
 pub(super) async fn a_stream_read_sees_what_returned_before(world: World) -> Outcome {
     let s = world.stream(0);
     for n in 0..12_u8 {

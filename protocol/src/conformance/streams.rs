@@ -309,7 +309,7 @@ pub(super) async fn a_reader_follows_a_writer(world: World) -> Outcome {
         while seen < ENTRIES {
             let waited = world.log(1).wait([s].into(), at).await;
             waited.expect("waiting without faults succeeds");
-            let target = world.tail(1, &[s]).await.target();
+            let target = world.tail(1, &[s]).await.granted();
             let entries = world.play_to(1, &[s], at, target).await;
             for (_, entry) in entries.expect("nothing is wrong") {
                 assert_eq!(entry.payload, seen.to_le_bytes().to_vec(), "out of order");

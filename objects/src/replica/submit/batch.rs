@@ -43,6 +43,19 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
+    /// What is kept when nobody knows whether it was appended: who wants to know if it turns up.
+    pub(super) fn remembered(&self) -> Self {
+        Self {
+            tag: self.tag,
+            slots: self.slots.clone(),
+            deadlines: self.deadlines.clone(),
+            lanes: Vec::new(),
+            streams: Vec::new(),
+            payload: Bytes::new(),
+            weight: 0,
+        }
+    }
+
     pub(super) fn give_up(&self, now: Time, waited_ms: u64) {
         for (slot, deadline) in self.slots.iter().zip(&self.deadlines) {
             if *deadline <= now {

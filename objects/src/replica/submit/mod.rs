@@ -20,9 +20,10 @@ use milonga_protocol::{AppendError, Limits, NewEntry, Position, Time};
 use tokio::sync::Notify;
 
 use crate::error::UpdateError;
+use crate::replica::sync::Reach;
 use crate::replica::{Shared, tick, until};
 use crate::slot::Outcome;
-use queues::{Lane, Queues, UNKNOWN_REMEMBERED};
+use queues::{Lane, Queues};
 
 pub(crate) use batch::{Batch, Item};
 
@@ -120,15 +121,7 @@ impl Submit {
         batch.lanes.iter().for_each(|lane| queues.free(*lane));
         match result {
             Ok(_) => {}
-            Err(AppendError::OutcomeUnknown { .. }) => {
-                queues.unknown.push_back(batch.tag);
-                if queues.unknown.len() > UNKNOWN_REMEMBERED {
-                    let oldest = queues.unknown.pop_front().expect("just pushed");
-                    if let Some(batch) = queues.pending.remove(&oldest) {
-                        queues.release(&batch, self.max_weight);
-                    }
-                }
-            }
+            Err(AppendError::OutcomeUnknown { .. }) => queues.remember(batch, self.max_weight),
             Err(error) => {
                 // Not ours any more if it was stopped meanwhile.
                 if queues.pending.remove(&batch.tag).is_some() {
@@ -247,10 +240,11 @@ async fn append(shared: Arc<Shared>, batch: Arc<Batch>) {
     }
 }
 
-/// Perhaps the entry is in the log already: then playing to the tail tells. Else nobody knows.
+/// Perhaps the entry is in the log already, or somebody finishes it: then playing through all that was granted tells.
+/// Else nobody knows.
 async fn settle_unknown(shared: &Shared, batch: &Batch) {
     // Whatever this ends with, the slots tell.
-    let _ = shared.syncs.sync(crate::replica::sync::Reach::Whole).await;
+    let _ = shared.syncs.sync(Reach::Granted).await;
     for slot in &batch.slots {
         slot.give_up(shared.submit.waited_ms);
     }

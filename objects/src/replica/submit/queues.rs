@@ -9,7 +9,7 @@ use super::batch::{Batch, Forming, Item};
 use crate::error::UpdateError;
 
 /// Most entries of unknown outcome that are remembered, in case they turn up.
-pub(super) const UNKNOWN_REMEMBERED: usize = 1_024;
+const UNKNOWN_REMEMBERED: usize = 1_024;
 
 pub(super) struct Queues {
     pub(super) next_tag: u64,
@@ -78,7 +78,10 @@ impl Queues {
         let mut forming = Forming::new(limits);
         let mut lanes = Vec::new();
         while let Some(number) = self.ready.pop_front() {
-            let lane = self.lanes.entry(number).or_default();
+            let lane = self
+                .lanes
+                .get_mut(&number)
+                .expect("a ready lane has records");
             let before = forming.items.len();
             while lane.waiting.front().is_some_and(|next| forming.takes(next)) {
                 forming.add(lane.waiting.pop_front().expect("just seen"));
@@ -86,9 +89,6 @@ impl Queues {
             if forming.items.len() > before {
                 lane.busy = true;
                 lanes.push(number);
-            } else if lane.waiting.is_empty() {
-                // Its records were late and are gone.
-                self.lanes.remove(&number);
             } else {
                 self.ready.push_front(number);
                 break;
@@ -98,6 +98,22 @@ impl Queues {
             return None;
         }
         Some(forming.into_batch(self.take_tag(), lanes))
+    }
+
+    /// Nobody knows whether the entry is in the log: it makes room for others, and is remembered in case it turns up.
+    pub(super) fn remember(&mut self, batch: &Batch, max_weight: usize) {
+        // Unless it has turned up already.
+        let Some(batch) = self.pending.remove(&batch.tag) else {
+            return;
+        };
+        self.release(&batch, max_weight);
+        self.pending.insert(batch.tag, Arc::new(batch.remembered()));
+        self.unknown.push_back(batch.tag);
+        if self.unknown.len() > UNKNOWN_REMEMBERED
+            && let Some(oldest) = self.unknown.pop_front()
+        {
+            self.pending.remove(&oldest);
+        }
     }
 
     pub(super) fn release(&mut self, batch: &Batch, max_weight: usize) {
@@ -123,6 +139,14 @@ impl Queues {
         for lane in self.lanes.values_mut() {
             late.extend(take_if(&mut lane.waiting, is_late));
         }
+        // An emptied lane that stayed in `ready` would be there twice with its next record, and be busy twice.
+        let lanes = &mut self.lanes;
+        self.ready.retain(|number| {
+            lanes
+                .get(number)
+                .is_some_and(|lane| !lane.waiting.is_empty())
+        });
+        lanes.retain(|_, lane| lane.busy || !lane.waiting.is_empty());
         let freed: usize = late.iter().map(Item::weight).sum();
         self.weight = self.weight.saturating_sub(freed);
         // In order of submission, so in order of deadlines.

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 
 use crate::error::ReadError;
 use crate::replica::{Shared, tick, until};
-use round::{Playing, Round};
+use round::{Playing, Round, Targets};
 
 pub(crate) use round::Reach;
 
@@ -33,6 +33,8 @@ pub(crate) struct Syncs {
 struct State {
     /// Not sent yet: may be joined.
     forming: Option<Arc<Round>>,
+    /// Sent, not answered yet.
+    checking: Option<Arc<Round>>,
     /// Checked, not yet played to.
     playing: Vec<Playing>,
     /// Must be played as well: own appends. Exclusive, and settled, so never lowered.
@@ -59,11 +61,7 @@ impl Syncs {
     /// Returns when the replica has played everything that had been appended before this call. Resolves by the
     /// deadline in any case: rounds expire, so that callers need no timer of their own.
     pub(crate) async fn sync(&self, reach: Reach) -> Result<(), ReadError> {
-        let round = self.join(reach)?;
-        match reach {
-            Reach::Hosted => round.hosted.pass().await,
-            Reach::Whole => round.whole.pass().await,
-        }
+        self.join(reach)?.pass(reach).await
     }
 
     /// Whether syncs are still possible.
@@ -86,15 +84,16 @@ impl Syncs {
                 round
             }
         };
-        if reach == Reach::Whole {
-            round.wants_whole.get_or_init(|| ());
-        }
+        // Before anybody can look whether it is reached: the round is sent under the same lock.
+        round.want(reach);
         Ok(round)
     }
 
     /// What was begun, to be sent now: nobody joins it any more.
     fn close_forming(&self) -> Option<Arc<Round>> {
-        self.lock().forming.take()
+        let mut state = self.lock();
+        state.checking = state.forming.take();
+        state.checking.clone()
     }
 
     fn checked(&self, round: Arc<Round>, tail: &Tail, applied: Position) {
@@ -103,12 +102,12 @@ impl Syncs {
             round.fail(stopped);
             return;
         }
+        state.checking = None;
         state.epoch = state.epoch.max(tail.epoch);
         state.playing.push(Playing {
             round,
             epoch: tail.epoch,
-            hosted: tail.target().to,
-            whole: tail.next,
+            targets: Targets::new(tail),
         });
         state.open_gates(applied);
     }
@@ -150,8 +149,7 @@ impl Syncs {
     pub(crate) fn lowered(&self, asked: Target, to: Position, applied: Position) {
         let mut state = self.lock();
         for playing in state.playing.iter_mut().filter(|p| p.epoch <= asked.epoch) {
-            playing.hosted = playing.hosted.min(to);
-            playing.whole = playing.whole.min(to);
+            playing.targets.lower(to);
         }
         state.open_gates(applied);
     }
@@ -201,26 +199,17 @@ impl Syncs {
     pub(crate) fn stop(&self, error: &ReadError) {
         let mut state = self.lock();
         state.stopped.get_or_insert_with(|| error.clone());
-        if let Some(round) = state.forming.take() {
-            round.fail(error);
-        }
+        // The task that makes the check may be gone before it is answered.
+        let waiting = [state.forming.take(), state.checking.take()];
         drop(state);
+        waiting.iter().flatten().for_each(|round| round.fail(error));
         self.fail_all(error);
     }
 }
 
 impl State {
     fn open_gates(&mut self, applied: Position) {
-        self.playing.retain(|playing| {
-            if playing.hosted <= applied {
-                playing.round.hosted.open(Ok(()));
-            }
-            if playing.wanted() <= applied {
-                playing.round.whole.open(Ok(()));
-                return false;
-            }
-            true
-        });
+        self.playing.retain(|playing| !playing.open_gates(applied));
     }
 }
 
