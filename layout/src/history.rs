@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use milonga_protocol::layout::LayoutError;
+use milonga_protocol::layout::{LayoutError, ascending};
 use milonga_protocol::limits::STARTS_IN_LAYOUT;
 use milonga_protocol::{ClusterId, Epoch, Layout, Position, UnitId};
 use serde::{Deserialize, Serialize};
@@ -158,6 +158,36 @@ impl History {
                 }
                 self.opened.extend(units.iter().map(|unit| (*unit, *epoch)));
             }
+        }
+        Ok(())
+    }
+
+    /// Whether what was read from a disk is a history: everything that [`Self::apply`] keeps up.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let starts: Vec<_> = self.starts.iter().map(|(e, start)| (*e, *start)).collect();
+        if !ascending(&starts) {
+            return Err("a later epoch starts below an earlier one".into());
+        }
+        let epoch = self.epoch();
+        if self.intent.is_some_and(|intent| intent <= epoch) {
+            return Err("its intent is for an epoch that is over".into());
+        }
+        if self.opened.values().any(|opened| *opened > epoch) {
+            return Err("a unit confirmed an epoch that is not committed".into());
+        }
+        let Some(layout) = &self.current else {
+            return match (starts.is_empty(), self.cluster) {
+                (true, None) => Ok(()),
+                _ => Err("it names a cluster or starts, but has no layout".into()),
+            };
+        };
+        layout.validate().map_err(|error| error.to_string())?;
+        if Some(layout.cluster) != self.cluster {
+            return Err("its header and its layout name different clusters".into());
+        }
+        let newest = starts.len().saturating_sub(layout.starts.len());
+        if starts.is_empty() || layout.starts != starts[newest..] {
+            return Err("its list of starts does not end with its layout's".into());
         }
         Ok(())
     }

@@ -280,24 +280,8 @@ impl File<'_> {
             starts: records.starts.into_iter().collect(),
             opened: records.opened.into_iter().collect(),
         };
-        self.check(&history)?;
+        history.check().map_err(|why| self.damaged(why))?;
         Ok(history)
-    }
-
-    fn check(&self, history: &History) -> Result<(), StoreError> {
-        let last = history.starts.last_key_value().map(|(e, s)| (*e, *s));
-        let current = history.current.as_ref();
-        if let Some(layout) = current {
-            let valid = layout.validate();
-            valid.map_err(|error| self.damaged(error.to_string()))?;
-        }
-        if current.map(|layout| layout.cluster) != history.cluster {
-            return Err(self.damaged("its header and its layout name different clusters".into()));
-        }
-        if current.map(|layout| (layout.epoch, layout.start)) != last {
-            return Err(self.damaged("its list of starts does not end with its layout".into()));
-        }
-        Ok(())
     }
 
     /// Writes what `change` made of the history, in one transaction, synced.

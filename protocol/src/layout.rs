@@ -8,7 +8,7 @@
 //! A new epoch with the same chains extends the last segment instead of adding one (same origin, so the map is
 //! equal position by position, rule 18); only [`Layout::start`] moves up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -292,8 +292,16 @@ impl Layout {
         if self.starts.last() != Some(&(self.epoch, self.start)) {
             return whole("the list of starts does not end with this epoch's");
         }
-        if self.starts.len() > STARTS_IN_LAYOUT || !self.starts.is_sorted() {
-            return whole("the list of starts is too long or out of order");
+        if self.starts.len() > STARTS_IN_LAYOUT {
+            return whole("the list of starts is too long");
+        }
+        if !ascending(&self.starts) {
+            return whole("the list of starts does not ascend by epoch and by position");
+        }
+        if has_twins(self.units.iter().map(|unit| unit.id))
+            || has_twins(self.units.iter().map(|unit| &unit.name))
+        {
+            return whole("two units have the same identity or the same name");
         }
         if self.limits.entry_bytes > MAX_ENTRY_BYTES
             || self.limits.streams_per_entry > MAX_STREAMS_PER_ENTRY
@@ -334,6 +342,20 @@ impl Layout {
         }
         Ok(())
     }
+}
+
+/// Whether epochs follow one another and none starts below the one before it. If one did, a value could be void for
+/// an old token and settled for a new one (rules 1 and 13).
+#[must_use]
+pub fn ascending(starts: &[(Epoch, Position)]) -> bool {
+    let follows = |pair: &[(Epoch, Position)]| pair[0].0 < pair[1].0 && pair[0].1 <= pair[1].1;
+    starts.windows(2).all(follows)
+}
+
+fn has_twins<T: Ord>(names: impl Iterator<Item = T>) -> bool {
+    let mut seen = BTreeSet::new();
+    let mut names = names;
+    !names.all(|name| seen.insert(name))
 }
 
 /// A layout as it is handed out: with the addresses where its servers were last heard of.
@@ -413,6 +435,69 @@ mod tests {
                 prop_assert!(range.owns(first) || first >= range.to);
                 prop_assert!((p..first.0).all(|q| !range.owns(Position(q))));
             }
+        }
+    }
+
+    proptest! {
+        /// Whatever is accepted maps each position to one chain of distinct units, and lists starts that ascend.
+        #[test]
+        fn what_is_accepted_holds_together(
+            mut segments in prop::collection::vec((0_u64..40, 0_u64..40, 1_usize..4), 1..4),
+            mut starts in prop::collection::vec((0_u64..9, 0_u64..60), 1..5),
+            replicas in 1_usize..3, twin in any::<bool>(), tidy in any::<bool>(),
+        ) {
+            if tidy {
+                // Else hardly anything would be accepted.
+                segments.sort_unstable();
+                segments[0].0 = 0;
+                segments.iter_mut().for_each(|(start, origin, _)| *origin = *start.min(origin));
+                starts.sort_unstable();
+            }
+            let mut layout = layout(0, &segments, replicas);
+            (layout.epoch, layout.start) = starts.last().map(|(e, p)| (Epoch(*e), Position(*p))).unwrap();
+            layout.starts = starts.iter().map(|(e, p)| (Epoch(*e), Position(*p))).collect();
+            if let (true, [first, .., last]) = (twin, layout.units.as_mut_slice()) {
+                last.id = first.id;
+            }
+            let valid = layout.validate();
+            let ascend = starts.windows(2).all(|w| w[0].0 < w[1].0 && w[0].1 <= w[1].1);
+            let tiled = segments[0].0 == 0
+                && segments.windows(2).all(|w| w[0].0 < w[1].0)
+                && segments.iter().all(|(start, origin, _)| origin <= start && *start <= layout.start.0);
+            let distinct = !twin || layout.units.len() < 2;
+            let named = layout.epoch != Epoch::NONE;
+            prop_assert_eq!(valid.is_ok(), ascend && tiled && distinct && named, "{:?}", valid);
+            if valid.is_err() {
+                return Ok(());
+            }
+            for p in (0..100).map(Position) {
+                let chain: BTreeSet<_> = layout.chain(p).iter().map(|u| layout.unit(*u).id).collect();
+                prop_assert_eq!(chain.len(), replicas);
+                let owns = |u: &&UnitRef| layout.ranges_of(u.id).iter().filter(|r| r.owns(p)).count();
+                let holders = layout.units.iter().map(|u| (u.id, owns(&u)));
+                let holders: BTreeMap<_, _> = holders.filter(|(_, ranges)| *ranges > 0).collect();
+                prop_assert!(holders.values().all(|ranges| *ranges == 1));
+                prop_assert_eq!(holders.into_keys().collect::<BTreeSet<_>>(), chain);
+            }
+            let mut last = None;
+            for epoch in (0..8).map(Epoch) {
+                let start = layout.start_after(epoch);
+                prop_assert!(start.is_none() || start >= last, "starts after later epochs are not lower");
+                last = start.or(last);
+            }
+        }
+
+        /// Two segments of the same chains are one if, and only if, their origins lie a multiple of the stripes
+        /// apart (rule 18).
+        #[test]
+        fn segments_of_one_map_are_one(
+            second in 1_u64..60, origin in 0_u64..60, chains in 1_usize..5,
+        ) {
+            let origin = origin.min(second);
+            let two = layout(100, &[(0, 0, chains), (second, origin, chains)], 1);
+            let one = layout(100, &[(0, 0, chains)], 1);
+            let equal = (0..200).all(|p| one.chain(Position(p)) == two.chain(Position(p)));
+            prop_assert_eq!(equal, origin % chains as u64 == 0);
         }
     }
 

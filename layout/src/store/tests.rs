@@ -109,3 +109,27 @@ fn another_version_or_a_damaged_record_is_refused() {
     tamper(&path, INTENT, b"\x01\x00");
     assert!(refused(&path).contains("intent is malformed"));
 }
+
+#[test]
+fn starts_that_do_not_ascend_are_damage() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("layout.redb");
+    let (mut store, _) = LayoutStore::open(&path).unwrap();
+    for (epoch, start) in [(1, 0), (2, 5), (3, 9)] {
+        commit(&mut store, epoch, start);
+    }
+    drop(store);
+    let start_of_2 = |start: u64| {
+        let db = Database::open(&path).unwrap();
+        let write = db.begin_write().unwrap();
+        write.open_table(STARTS).unwrap().insert(2, start).unwrap();
+        write.commit().unwrap();
+    };
+    start_of_2(10);
+    assert!(refused(&path).contains("starts below an earlier one"));
+    // In order, but not what the layout says.
+    start_of_2(6);
+    assert!(refused(&path).contains("does not end with its layout's"));
+    start_of_2(5);
+    LayoutStore::open(&path).expect("as it was");
+}
