@@ -29,9 +29,10 @@ pub struct SimDisk {
     fail_write: Option<u64>,
     fail_sync: Option<u64>,
     fail_reads_of: Option<FileName>,
+    misdirect: Option<(u64, u64)>,
     writes: u64,
     syncs: u64,
-    trace: Vec<String>,
+    trace: Option<Vec<String>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,9 +56,10 @@ impl SimDisk {
             fail_write: None,
             fail_sync: None,
             fail_reads_of: None,
+            misdirect: None,
             writes: 0,
             syncs: 0,
-            trace: Vec::new(),
+            trace: Some(Vec::new()),
         }
     }
 
@@ -98,8 +100,9 @@ impl SimDisk {
             return false;
         };
         let result = self.carry_out(&op);
-        self.trace
-            .push(format!("{} -> {}", describe(&op), outcome(&result)));
+        if let Some(trace) = &mut self.trace {
+            trace.push(format!("{} -> {}", describe(&op), outcome(&result)));
+        }
         self.completions.push_back((id, result));
         true
     }
@@ -112,7 +115,14 @@ impl SimDisk {
     /// What was carried out so far, one line each.
     #[must_use]
     pub fn trace(&self) -> &[String] {
-        &self.trace
+        self.trace.as_deref().unwrap_or_default()
+    }
+
+    /// Keeps no trace any more: for long runs, and for hosts that have one of their own.
+    #[must_use]
+    pub fn without_trace(mut self) -> Self {
+        self.trace = None;
+        self
     }
 
     /// The files as the system would show them.
@@ -130,6 +140,12 @@ impl SimDisk {
     /// Lets the `n`-th sync from now (0: the next) fail. What it was to make durable never will be, though it is shown.
     pub fn fail_sync(&mut self, n: u64) {
         self.fail_sync = Some(self.syncs + n);
+    }
+
+    /// Lets the `n`-th write from now (0: the next) end up `by` bytes further on in its file (as far as that goes),
+    /// and reports success: what was to be written is not there, and what lay there is gone.
+    pub fn misdirect_write(&mut self, n: u64, by: u64) {
+        self.misdirect = Some((self.writes + n, by));
     }
 
     /// Lets all reads of a file fail; `None`: none.
@@ -181,6 +197,7 @@ impl SimDisk {
     #[must_use]
     pub fn crash(&self, seed: u64) -> Self {
         let mut after = Self::new(seed);
+        after.trace = self.trace.as_ref().map(|_| Vec::new());
         after.capacity = self.capacity;
         // All, nothing, or a part of what was not synced.
         let luck = after.random() % 4;
@@ -212,6 +229,7 @@ impl SimDisk {
     #[must_use]
     pub fn kill(&self, seed: u64) -> Self {
         let mut after = Self::new(seed);
+        after.trace = self.trace.as_ref().map(|_| Vec::new());
         after.capacity = self.capacity;
         after.files = self.files.clone();
         let mut stuck: Vec<FileName> = Vec::new();
@@ -347,6 +365,11 @@ impl SimDisk {
         let Some(mut file) = self.files.remove(name) else {
             return Err(DiskError::NotFound(name.to_owned()));
         };
+        let room = (file.current.len() as u64).saturating_sub(offset + data.len() as u64);
+        let offset = match self.misdirect {
+            Some((which, by)) if which == nth => offset + by.min(room),
+            _ => offset,
+        };
         let end = offset + data.len() as u64;
         let grows = end.saturating_sub(file.current.len() as u64);
         let result = if self.fail_write == Some(nth) {
@@ -460,5 +483,32 @@ fn outcome(result: &Result<DiskDone, DiskError>) -> String {
         Ok(DiskDone::Files(files)) => format!("{} files", files.len()),
         Ok(DiskDone::Space(free)) => format!("{free} free"),
         Err(error) => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misdirected_write_reports_success_and_lands_elsewhere() {
+        let mut disk = SimDisk::with_files(1, [("f".to_owned(), vec![0; 8])]).without_trace();
+        disk.misdirect_write(1, 100);
+        for (n, text) in ["ab", "cd", "ef"].into_iter().enumerate() {
+            let op = DiskOp::WriteAt {
+                name: "f".into(),
+                offset: 2,
+                data: vec![Bytes::from_static(text.as_bytes())],
+                sync: true,
+            };
+            disk.submit(OpId(n as u64), op);
+            assert!(disk.step());
+            assert_eq!(
+                disk.take_completions(),
+                [(OpId(n as u64), Ok(DiskDone::Done))]
+            );
+        }
+        assert_eq!(disk.files()[0].1, b"\0\0ef\0\0cd");
+        assert!(disk.trace().is_empty());
     }
 }

@@ -1,5 +1,7 @@
 //! Tests of the whole: conformance, faults, clusters of real processes. What they share lies here.
 
+pub mod command;
 mod rig;
+pub mod world;
 
 pub use rig::Rig;

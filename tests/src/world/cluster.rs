@@ -1,0 +1,257 @@
+//! The processes of a world: servers as `scripts/cluster` starts them, and clients.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use milonga_layout::ClusterPlan;
+use milonga_node::{ServerPlan, ServerProcess, UnitSettings};
+use milonga_protocol::messages::Lease;
+use milonga_protocol::{Incarnation, Limits, ServerName, SharedEnv};
+use milonga_transport::{Identity, Peer, Role, SharedNetwork};
+
+use crate::world::disk::{End, WorldDisk, WorldMachine, WorldStore};
+use crate::world::executor::{Executor, ProcessId};
+use crate::world::journal::{Journal, Observed};
+use crate::world::network::WorldNetwork;
+use crate::world::plan::{Plan, Shape};
+use crate::world::rng::Rng;
+
+/// The servers of a world.
+#[derive(Debug)]
+pub struct Cluster {
+    seed: u64,
+    executor: Executor,
+    network: WorldNetwork,
+    journal: Journal,
+    shape: Shape,
+    rng: Rng,
+    servers: BTreeMap<ServerName, Server>,
+    /// Those whose start failed, and why.
+    failed: Failures,
+}
+
+type Failures = Arc<Mutex<Vec<(ServerName, ProcessId, String)>>>;
+
+#[derive(Debug)]
+struct Server {
+    disk: WorldDisk,
+    store: WorldStore,
+    running: Option<ProcessId>,
+}
+
+impl Cluster {
+    /// A cluster whose servers do not run yet.
+    #[must_use]
+    pub fn new(
+        seed: u64,
+        plan: &Plan,
+        executor: &Executor,
+        network: &WorldNetwork,
+        journal: &Journal,
+    ) -> Self {
+        let server = |name: String| {
+            let disk = WorldDisk::new(seed, &name, plan.disk.clone());
+            let store = WorldStore::new(seed, &plan.disk);
+            let running = None;
+            (
+                name.as_str().into(),
+                Server {
+                    disk,
+                    store,
+                    running,
+                },
+            )
+        };
+        Self {
+            seed,
+            executor: executor.clone(),
+            network: network.clone(),
+            journal: journal.clone(),
+            rng: Rng::new(seed, "cluster"),
+            servers: plan.shape.servers().into_iter().map(server).collect(),
+            shape: plan.shape.clone(),
+            failed: Failures::default(),
+        }
+    }
+
+    /// The run of a server, if it runs.
+    #[must_use]
+    pub fn process(&self, name: &ServerName) -> Option<ProcessId> {
+        self.servers.get(name)?.running
+    }
+
+    /// The disk of a server.
+    #[must_use]
+    pub fn disk(&self, name: &ServerName) -> Option<&WorldDisk> {
+        Some(&self.servers.get(name)?.disk)
+    }
+
+    /// Names of all servers.
+    #[must_use]
+    pub fn names(&self) -> Vec<ServerName> {
+        self.servers.keys().cloned().collect()
+    }
+
+    /// Where clients ask for the layout.
+    #[must_use]
+    pub fn layout_servers(&self) -> Vec<Peer> {
+        let name = self.shape.layout_server();
+        vec![Peer {
+            name: name.into(),
+            address: name.into(),
+        }]
+    }
+
+    /// Starts a server, unless it runs.
+    pub fn start(&mut self, name: &ServerName) {
+        if self.process(name).is_some() {
+            return;
+        }
+        let process = new_process(&self.executor, self.seed, name, &mut self.rng);
+        let env = self.executor.env(process);
+        let Some(server) = self.servers.get_mut(name) else {
+            return;
+        };
+        server.running = Some(process);
+        let machine = WorldMachine {
+            executor: self.executor.clone(),
+            process,
+            disk: server.disk.clone(),
+            store: server.store.clone(),
+        };
+        let start = Start {
+            plan: server_plan(&self.shape, name),
+            endpoint: self
+                .network
+                .endpoint(process, env.clone(), name.clone(), Role::Server),
+            name: name.clone(),
+            network: self.network.clone(),
+            layout: self.layout_servers(),
+            failed: Arc::clone(&self.failed),
+            process,
+            env,
+            machine,
+        };
+        self.journal
+            .push(Observed::Started(self.executor.now(), name.clone()));
+        self.executor.trace(&("start", name.as_str(), process));
+        self.executor
+            .spawn(process, "server", Box::pin(start.run()))
+            .detach();
+    }
+
+    /// Ends a server, if it runs.
+    pub fn stop(&mut self, name: &ServerName, how: End) {
+        let Some(server) = self.servers.get_mut(name) else {
+            return;
+        };
+        let Some(process) = server.running.take() else {
+            return;
+        };
+        self.executor.trace(&("stop", name.as_str(), process, how));
+        self.executor.kill(process);
+        self.network.killed(process);
+        server.disk.end(how);
+        server.store.end();
+        self.journal
+            .push(Observed::Killed(self.executor.now(), name.clone()));
+    }
+
+    /// Restarts the servers whose start failed, as whoever supervises them would, and says why they had.
+    pub fn restart_failed(&mut self) -> Vec<(ServerName, String)> {
+        let failures = Arc::clone(&self.failed);
+        let mut failed = failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed = std::mem::take(&mut *failed);
+        let mut said = Vec::new();
+        for (name, process, why) in failed {
+            if self.process(&name) == Some(process) {
+                self.stop(&name, End::Kill);
+                self.start(&name);
+                said.push((name, why));
+            }
+        }
+        said
+    }
+}
+
+/// A new run of `name`, with a clock of its own.
+pub(crate) fn new_process(
+    executor: &Executor,
+    seed: u64,
+    name: &ServerName,
+    rng: &mut Rng,
+) -> ProcessId {
+    let shown = Duration::from_nanos(rng.below(1 << 50));
+    let rate = rng.between(999_800, 1_000_200);
+    executor.start(seed, name.as_str(), shown, rate)
+}
+
+fn server_plan(shape: &Shape, name: &ServerName) -> ServerPlan {
+    let chains = shape.chain_names();
+    let is_unit = chains.iter().flatten().any(|unit| unit == name.as_str());
+    let mut limits = Limits::default();
+    limits.positions_ahead = shape.positions_ahead;
+    limits.conflict_window = shape.conflict_window;
+    let layout = || {
+        let chain = |units: &Vec<String>| units.iter().map(ServerName::new).collect();
+        let chains = chains.iter().map(chain).collect();
+        ClusterPlan::new(chains, "sequencer-1".into(), limits, Lease::None)
+    };
+    let unit = || {
+        let mut unit = UnitSettings::default();
+        unit.segment_bytes = shape.segment_bytes;
+        unit.cache_bytes = shape.cache_bytes;
+        unit.reserve_bytes = 4 * shape.segment_bytes;
+        unit
+    };
+    ServerPlan {
+        data: Some("data".into()),
+        unit: is_unit.then(unit),
+        sequencer: name.as_str() == "sequencer-1",
+        layout: (name.as_str() == shape.layout_server()).then(layout),
+    }
+}
+
+/// The main task of a server process.
+struct Start {
+    name: ServerName,
+    plan: ServerPlan,
+    machine: WorldMachine,
+    env: SharedEnv,
+    process: ProcessId,
+    endpoint: SharedNetwork,
+    network: WorldNetwork,
+    layout: Vec<Peer>,
+    failed: Failures,
+}
+
+impl Start {
+    async fn run(self) {
+        let incarnation = Incarnation(self.env.random_id());
+        let identity = Identity::new(self.name.clone(), incarnation);
+        let started = ServerProcess::start(
+            &self.env,
+            &self.machine,
+            self.plan,
+            &identity,
+            &self.endpoint,
+        );
+        match started.await {
+            Ok(mut process) => {
+                let service = process.service();
+                self.network
+                    .listen(self.name.clone(), self.process, service);
+                process.greet(&self.endpoint, self.name.as_str(), &self.layout);
+                // It runs until it is killed.
+                std::future::pending::<()>().await;
+            }
+            Err(error) => {
+                let why = error.to_string();
+                self.env.sleep(Duration::from_millis(100)).await;
+                let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+                failed.push((self.name, self.process, why));
+            }
+        }
+    }
+}

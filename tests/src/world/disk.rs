@@ -1,0 +1,344 @@
+//! The machines of the world: simulated disks and stores that survive their processes.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use milonga_layout::{LayoutStore, StoreChange};
+use milonga_log_units::sim::SimDisk;
+use milonga_log_units::{Disk, DiskOp, FileName, OpId};
+use milonga_node::{DiskCompletion, Guard, Machine, NodeError, OpenDisk, OpenStore, StoreDone};
+use milonga_protocol::SharedEnv;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::world::executor::{Executor, ProcessId};
+use crate::world::rng::Rng;
+use crate::world::trace::Moment;
+
+/// Bytes on a disk that is not full.
+const CAPACITY: u64 = 1 << 30;
+/// Bytes that a disk writes in a millisecond.
+const BYTES_PER_MILLI: u64 = 300 << 10;
+
+/// How fast the disks are when nothing in particular happens. Drawn by each seed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct DiskPlan {
+    /// Typical nanoseconds of a write that is not synced, and of a read.
+    pub access: u64,
+    /// Typical nanoseconds of a sync.
+    pub sync: u64,
+}
+
+/// How a process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum End {
+    /// Killed: the system keeps what was written.
+    Kill,
+    /// Power loss: what was not synced may be gone, torn or there.
+    PowerLoss,
+}
+
+/// One unit's disk; clones share it.
+#[derive(Clone)]
+pub struct WorldDisk(Arc<Mutex<DiskState>>);
+
+struct DiskState {
+    name: String,
+    sim: SimDisk,
+    plan: DiskPlan,
+    rng: Rng,
+    /// When each lane (writes, reads) is free again.
+    busy: [Moment; 2],
+    stalled_until: Moment,
+    slow: u64,
+}
+
+impl WorldDisk {
+    /// An empty disk.
+    #[must_use]
+    pub fn new(seed: u64, name: &str, plan: DiskPlan) -> Self {
+        let mut rng = Rng::new(seed, &format!("disk {name}"));
+        let state = DiskState {
+            name: name.to_owned(),
+            sim: SimDisk::new(rng.next()).without_trace(),
+            plan,
+            rng,
+            busy: [Moment::default(); 2],
+            stalled_until: Moment::default(),
+            slow: 1,
+        };
+        Self(Arc::new(Mutex::new(state)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, DiskState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What becomes of the disk when its process ends. Faults that were set are gone.
+    pub fn end(&self, how: End) {
+        let mut state = self.lock();
+        let seed = state.rng.next();
+        state.sim = match how {
+            End::Kill => state.sim.kill(seed),
+            End::PowerLoss => state.sim.crash(seed),
+        };
+        state.busy = [Moment::default(); 2];
+    }
+
+    /// Sets a fault.
+    pub fn with_sim(&self, set: impl FnOnce(&mut SimDisk)) {
+        set(&mut self.lock().sim);
+    }
+
+    /// Nothing completes before `until`.
+    pub fn stall(&self, until: Moment) {
+        self.lock().stalled_until = until;
+    }
+
+    /// Everything takes `factor` times as long.
+    pub fn slow(&self, factor: u64) {
+        self.lock().slow = factor.max(1);
+    }
+
+    /// Leaves so many bytes free; `None`: as many as at first.
+    pub fn set_free(&self, bytes: Option<u64>) {
+        self.lock().sim.set_free(bytes.unwrap_or(CAPACITY));
+    }
+
+    /// Flips a bit somewhere in the entries of a segment file. Whether there was one.
+    pub fn rot(&self) -> bool {
+        let mut state = self.lock();
+        let files = state.sim.files();
+        let written = |(name, bytes): (FileName, Vec<u8>)| {
+            let used = bytes.iter().rposition(|b| *b != 0)? + 1;
+            (name.starts_with("seg") && used > 8_192).then_some((name, used as u64))
+        };
+        let segments: Vec<_> = files.into_iter().filter_map(written).collect();
+        if segments.is_empty() {
+            return false;
+        }
+        let (name, used) = state.rng.pick(&segments).clone();
+        let bit = state.rng.between(4_096 * 8, used * 8 - 1);
+        state.sim.flip_bit(&name, bit)
+    }
+
+    /// All files as the system would show them.
+    #[must_use]
+    pub fn files(&self) -> Vec<(FileName, Vec<u8>)> {
+        self.lock().sim.files()
+    }
+}
+
+impl fmt::Debug for WorldDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WorldDisk({})", self.lock().name)
+    }
+}
+
+impl DiskState {
+    /// When an operation that is submitted `now` ends.
+    fn end_of(&mut self, now: Moment, op: &DiskOp) -> Moment {
+        let (lane, typical, bytes) = match op {
+            DiskOp::ReadAt { len, .. } => (1, self.plan.access, *len),
+            DiskOp::List | DiskOp::Space => (1, self.plan.access, 0),
+            DiskOp::WriteAt { data, sync, .. } => {
+                let bytes = data.iter().map(|part| part.len() as u64).sum();
+                let typical = if *sync {
+                    self.plan.sync
+                } else {
+                    self.plan.access
+                };
+                (0, typical, bytes)
+            }
+            DiskOp::Create { size, .. } => (0, self.plan.sync, *size),
+            DiskOp::Sync { .. } | DiskOp::Rename { .. } | DiskOp::Remove { .. } => {
+                (0, self.plan.sync, 0)
+            }
+        };
+        let takes = self.rng.long_tailed(typical) + bytes * 1_000_000 / BYTES_PER_MILLI;
+        let end = self.busy[lane].max(now).plus(takes * self.slow);
+        self.busy[lane] = end;
+        end.max(self.stalled_until)
+    }
+}
+
+/// The disk in the hands of one process.
+struct Handle {
+    disk: WorldDisk,
+    executor: Executor,
+    process: ProcessId,
+    done: UnboundedSender<DiskCompletion>,
+}
+
+impl Disk for Handle {
+    fn submit(&mut self, id: OpId, op: DiskOp) {
+        let now = self.executor.now();
+        let mut state = self.disk.lock();
+        let end = state.end_of(now, &op);
+        state.sim.submit(id, op);
+        drop(state);
+        step_at(end, &self.disk, &self.executor, self.process, &self.done);
+    }
+}
+
+/// Carries out one of the operations that wait, later if the disk stalls.
+fn step_at(
+    at: Moment,
+    disk: &WorldDisk,
+    executor: &Executor,
+    process: ProcessId,
+    done: &UnboundedSender<DiskCompletion>,
+) {
+    let (disk, handle, done) = (disk.clone(), executor.clone(), done.clone());
+    executor.schedule(at, process, move || {
+        let mut state = disk.lock();
+        if state.stalled_until > handle.now() {
+            let until = state.stalled_until;
+            drop(state);
+            step_at(until, &disk, &handle, process, &done);
+            return;
+        }
+        state.sim.step();
+        for completion in state.sim.take_completions() {
+            handle.trace(&Completed(&state.name, &completion));
+            // Who submitted it may have stopped.
+            let _ = done.send(completion);
+        }
+    });
+}
+
+/// A completion as the trace shows it.
+struct Completed<'a>(&'a str, &'a DiskCompletion);
+
+impl std::hash::Hash for Completed<'_> {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+        self.1.0.hash(state);
+        match &self.1.1 {
+            Ok(milonga_log_units::DiskDone::Read(bytes)) => bytes.hash(state),
+            Ok(milonga_log_units::DiskDone::Files(files)) => files.hash(state),
+            Ok(milonga_log_units::DiskDone::Space(free)) => free.hash(state),
+            Ok(milonga_log_units::DiskDone::Done) => 0_u8.hash(state),
+            Err(error) => error.to_string().hash(state),
+        }
+    }
+}
+
+impl fmt::Debug for Completed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "disk of {}: op {} ", self.0, self.1.0.0)?;
+        match &self.1.1 {
+            Ok(milonga_log_units::DiskDone::Read(bytes)) => write!(f, "read {} bytes", bytes.len()),
+            other => write!(f, "{other:?}"),
+        }
+    }
+}
+
+/// One layout's store; clones share it.
+#[derive(Clone)]
+pub struct WorldStore(Arc<Mutex<StoreState>>);
+
+struct StoreState {
+    store: LayoutStore,
+    rng: Rng,
+    sync: u64,
+    /// Submitted, not yet reported.
+    pending: Vec<StoreChange>,
+}
+
+impl WorldStore {
+    /// An empty store.
+    #[must_use]
+    pub fn new(seed: u64, plan: &DiskPlan) -> Self {
+        Self(Arc::new(Mutex::new(StoreState {
+            store: LayoutStore::memory(),
+            rng: Rng::new(seed, "layout store"),
+            sync: plan.sync,
+            pending: Vec::new(),
+        })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, StoreState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The process ended: what was under way may or may not have become durable.
+    pub fn end(&self) {
+        let mut state = self.lock();
+        for change in std::mem::take(&mut state.pending) {
+            if !state.rng.happens(500_000) {
+                return;
+            }
+            // Refused changes are no changes.
+            let _ = state.store.apply(&change);
+        }
+    }
+}
+
+impl fmt::Debug for WorldStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WorldStore({:?})", self.lock().store)
+    }
+}
+
+/// What one process of the world runs on.
+pub(crate) struct WorldMachine {
+    pub(crate) executor: Executor,
+    pub(crate) process: ProcessId,
+    pub(crate) disk: WorldDisk,
+    pub(crate) store: WorldStore,
+}
+
+impl Machine for WorldMachine {
+    fn lock(&self, _directory: &Path) -> Result<Guard, NodeError> {
+        Ok(Box::new(()))
+    }
+
+    fn disk(
+        &self,
+        _env: &SharedEnv,
+        directory: &Path,
+        done: UnboundedSender<DiskCompletion>,
+    ) -> Result<OpenDisk, NodeError> {
+        let handle = Handle {
+            disk: self.disk.clone(),
+            executor: self.executor.clone(),
+            process: self.process,
+            done,
+        };
+        Ok(OpenDisk {
+            path: directory.to_owned(),
+            disk: Box::new(handle),
+            guard: Box::new(()),
+        })
+    }
+
+    fn store(&self, _file: &Path, done: StoreDone) -> Result<OpenStore, NodeError> {
+        let history = self.store.lock().store.history();
+        let (executor, process, store) = (self.executor.clone(), self.process, self.store.clone());
+        let done = Arc::new(Mutex::new(done));
+        let submit = move |id, change: StoreChange| {
+            let takes = {
+                let mut state = store.lock();
+                state.pending.push(change.clone());
+                let sync = state.sync;
+                state.rng.long_tailed(2 * sync)
+            };
+            let (store, done, tracer) = (store.clone(), Arc::clone(&done), executor.clone());
+            executor.schedule(executor.now().plus(takes), process, move || {
+                let mut state = store.lock();
+                state.pending.retain(|pending| *pending != change);
+                let result = state.store.apply(&change);
+                drop(state);
+                tracer.trace(&("layout store", format!("{change:?}"), result.is_ok()));
+                let done = done.lock().unwrap_or_else(PoisonError::into_inner);
+                done(id, result);
+            });
+        };
+        Ok(OpenStore {
+            history,
+            submit: Box::new(submit),
+            guard: Box::new(()),
+        })
+    }
+}

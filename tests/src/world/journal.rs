@@ -1,0 +1,134 @@
+//! What was done and seen, in order: what invariants are checked against.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use milonga_protocol::{Position, ServerName};
+
+use crate::world::network::Letter;
+use crate::world::trace::Moment;
+
+/// Number of an operation in its world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OperationId(pub usize);
+
+/// What a client asked for. Workloads add what they need.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Operation {
+    /// An append of one entry.
+    Append {
+        /// Its bytes.
+        payload: Bytes,
+    },
+    /// A read of one position.
+    Read {
+        /// Which.
+        position: Position,
+    },
+    /// Anything else, in words.
+    Other(String),
+}
+
+/// How it ended, as the client saw it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// Appended there.
+    Appended(Position),
+    /// An entry with these bytes.
+    Data(Bytes),
+    /// Nothing, for ever.
+    Junk,
+    /// Nothing decided.
+    Unwritten,
+    /// Below the trim mark.
+    Trimmed,
+    /// No replica can give it.
+    Lost,
+    /// Surely nothing happened.
+    Failed(String),
+    /// It may have happened, or may happen yet.
+    Unknown(String),
+    /// Done; anything else in words.
+    Other(String),
+}
+
+/// One operation of one client.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// Who.
+    pub client: ServerName,
+    /// When it began.
+    pub invoked: Moment,
+    /// What it was.
+    pub operation: Operation,
+    /// When and how it ended; `None`: not yet, or never, because the client died.
+    pub returned: Option<(Moment, Outcome)>,
+}
+
+/// Something that happened, in order of time.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Observed {
+    /// A message arrived.
+    Letter(Letter),
+    /// An operation began.
+    Invoked(OperationId),
+    /// An operation ended.
+    Returned(OperationId),
+    /// A process began to run.
+    Started(Moment, ServerName),
+    /// A process was killed.
+    Killed(Moment, ServerName),
+}
+
+/// The journal of a world; clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Journal(Arc<Mutex<Pages>>);
+
+/// What a journal holds.
+#[derive(Debug, Default)]
+pub struct Pages {
+    /// All operations so far, by their number.
+    pub operations: Vec<Record>,
+    news: Vec<Observed>,
+}
+
+impl Journal {
+    /// Adds something that happened.
+    pub fn push(&self, observed: Observed) {
+        self.lock().news.push(observed);
+    }
+
+    /// An operation begins.
+    pub fn invoke(&self, at: Moment, client: &ServerName, operation: Operation) -> OperationId {
+        let mut pages = self.lock();
+        let id = OperationId(pages.operations.len());
+        pages.operations.push(Record {
+            client: client.clone(),
+            invoked: at,
+            operation,
+            returned: None,
+        });
+        pages.news.push(Observed::Invoked(id));
+        id
+    }
+
+    /// An operation ends.
+    pub fn finish(&self, at: Moment, id: OperationId, outcome: Outcome) {
+        let mut pages = self.lock();
+        pages.operations[id.0].returned = Some((at, outcome));
+        pages.news.push(Observed::Returned(id));
+    }
+
+    /// What happened since the last call.
+    pub fn take_news(&self) -> Vec<Observed> {
+        std::mem::take(&mut self.lock().news)
+    }
+
+    /// Looks at it.
+    pub fn lock(&self) -> MutexGuard<'_, Pages> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

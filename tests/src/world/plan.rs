@@ -1,0 +1,375 @@
+//! What a seed draws before anything runs: the cluster, its limits, and every fault with its time.
+//!
+//! A plan is plain data, and a run is a pure function of plan and seed: so a failing schedule can be shrunk by
+//! leaving faults out. Each fault ends by itself, so none depends on another.
+
+use std::time::Duration;
+
+use crate::world::disk::{DiskPlan, End};
+use crate::world::executor::Order;
+use crate::world::network::NetworkPlan;
+use crate::world::rng::Rng;
+use crate::world::trace::Moment;
+
+const MICRO: u64 = 1_000;
+const MILLI: u64 = 1_000_000;
+const SECOND: u64 = 1_000 * MILLI;
+
+/// Everything that is drawn up front.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Plan {
+    /// The cluster and its clients.
+    pub shape: Shape,
+    /// Which workload, modulo their number.
+    pub workload: usize,
+    /// The order of runnable tasks.
+    pub order: Order,
+    /// Most that a timer is late.
+    pub lateness: Duration,
+    /// Messages.
+    pub network: NetworkPlan,
+    /// Disks.
+    pub disk: DiskPlan,
+    /// When everything heals.
+    pub safety: Moment,
+    /// How long clients have to make progress then.
+    pub patience: Duration,
+    /// The faults, by time.
+    pub faults: Vec<Fault>,
+}
+
+/// The processes and their limits.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Shape {
+    /// Chains.
+    pub chains: usize,
+    /// Replicas of each.
+    pub replicas: usize,
+    /// Whether the layout is a process of its own (else it is in the sequencer's).
+    pub layout_apart: bool,
+    /// Clients.
+    pub clients: usize,
+    /// Bytes of a segment file.
+    pub segment_bytes: u64,
+    /// Bytes of a unit's cache.
+    pub cache_bytes: usize,
+    /// Shared limit: positions above the settled mark.
+    pub positions_ahead: u64,
+    /// Shared limit: the conflict window.
+    pub conflict_window: u64,
+    /// Groups of appends that a client has under way.
+    pub groups_in_flight: usize,
+    /// Appends of one group.
+    pub group_entries: usize,
+}
+
+/// A fault: begins, lasts, ends.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Fault {
+    /// When it begins.
+    pub at: Moment,
+    /// How long it lasts.
+    pub lasts: Duration,
+    /// What it is.
+    pub kind: FaultKind,
+}
+
+/// What goes wrong. Processes are numbered: servers first, then clients.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FaultKind {
+    /// A process ends, and starts again when the fault is over.
+    Stop(usize, End),
+    /// All servers end at once, and start again one by one within the fault's time.
+    StopAll(End),
+    /// A process stands still.
+    Pause(usize),
+    /// What the first say does not reach the second; both ways if so.
+    Partition(Vec<usize>, Vec<usize>, bool),
+    /// A link goes down and up again and again: two processes, and how many times.
+    Flap(usize, usize, u32),
+    /// Everything to and from a process takes so many times longer.
+    SlowProcess(usize, u64),
+    /// Messages are lost, doubled and broken: so many of a million more.
+    Storm(u32),
+    /// A disk completes nothing.
+    DiskStall(usize),
+    /// A disk takes so many times longer.
+    DiskSlow(usize, u64),
+    /// A disk fails the n-th write from now; the process is restarted when the fault is over.
+    FailWrite(usize, u64),
+    /// A disk fails the n-th sync from now; the process is restarted when the fault is over.
+    FailSync(usize, u64),
+    /// A disk is full but for so many bytes.
+    DiskFull(usize, u64),
+    /// A bit of a unit's segments flips, on disk.
+    BitRot(usize),
+    /// The n-th write from now lands so many bytes further on.
+    Misdirected(usize, u64, u64),
+    /// A clock jumps forward by so many milliseconds and runs at so many millionths until the fault is over.
+    Clock(usize, u64, u64),
+}
+
+impl FaultKind {
+    /// Its name, for counting.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Stop(_, End::Kill) => "kill",
+            Self::Stop(_, End::PowerLoss) => "power loss",
+            Self::StopAll(End::Kill) => "kill of all",
+            Self::StopAll(End::PowerLoss) => "power loss of all",
+            Self::Pause(_) => "pause",
+            Self::Partition(_, _, true) => "partition",
+            Self::Partition(_, _, false) => "one-way partition",
+            Self::Flap(..) => "flapping link",
+            Self::SlowProcess(..) => "slow process",
+            Self::Storm(_) => "storm",
+            Self::DiskStall(_) => "disk stall",
+            Self::DiskSlow(..) => "slow disk",
+            Self::FailWrite(..) => "failed write",
+            Self::FailSync(..) => "failed sync",
+            Self::DiskFull(..) => "full disk",
+            Self::BitRot(_) => "bit rot",
+            Self::Misdirected(..) => "misdirected write",
+            Self::Clock(..) => "clock",
+        }
+    }
+}
+
+impl Shape {
+    /// Names of the servers, in the order in which faults number them.
+    #[must_use]
+    pub fn servers(&self) -> Vec<String> {
+        let apart = self.layout_apart.then(|| "layout-1".to_owned());
+        let units = self.chain_names().into_iter().flatten();
+        let first = std::iter::once("sequencer-1".to_owned());
+        first.chain(apart).chain(units).collect()
+    }
+
+    /// Names of the units, chain by chain, head first.
+    #[must_use]
+    pub fn chain_names(&self) -> Vec<Vec<String>> {
+        let unit = |chain: usize, replica: usize| {
+            let letter = char::from(b"abcdefgh"[replica]);
+            format!("unit-{}{letter}", chain + 1)
+        };
+        let chain = |chain| (0..self.replicas).map(|r| unit(chain, r)).collect();
+        (0..self.chains).map(chain).collect()
+    }
+
+    /// Name of the process that owns the layout.
+    #[must_use]
+    pub const fn layout_server(&self) -> &'static str {
+        if self.layout_apart {
+            "layout-1"
+        } else {
+            "sequencer-1"
+        }
+    }
+
+    /// How many servers there are before the first unit.
+    fn first_unit(&self) -> usize {
+        1 + usize::from(self.layout_apart)
+    }
+
+    fn processes(&self) -> usize {
+        self.first_unit() + self.chains * self.replicas + self.clients
+    }
+}
+
+impl Plan {
+    /// What `seed` draws.
+    #[must_use]
+    pub fn draw(seed: u64) -> Self {
+        let rng = &mut Rng::new(seed, "plan");
+        let shape = draw_shape(rng);
+        let safety = Moment(rng.between(15, 60) * SECOND);
+        let faults = Faults::new(rng, &shape, safety).draw();
+        Self {
+            workload: rng.index(1 << 20),
+            order: *rng.pick(&[Order::Random, Order::Random, Order::Fifo, Order::Lifo]),
+            lateness: Duration::from_micros(*rng.pick(&[0, 1, 50, 1_000])),
+            network: draw_network(rng),
+            disk: DiskPlan {
+                access: rng.between(5, 50) * MICRO,
+                sync: *rng.pick(&[50, 200, 1_000, 5_000]) * MICRO,
+            },
+            safety,
+            patience: Duration::from_secs(60),
+            faults,
+            shape,
+        }
+    }
+}
+
+fn draw_shape(rng: &mut Rng) -> Shape {
+    Shape {
+        chains: *rng.pick(&[1, 2, 2, 3]),
+        replicas: *rng.pick(&[1, 2, 2, 3]),
+        layout_apart: rng.happens(300_000),
+        clients: *rng.pick(&[2, 3, 4]),
+        segment_bytes: *rng.pick(&[16 << 10, 64 << 10, 1 << 20]),
+        cache_bytes: *rng.pick(&[0, 4 << 10, 1 << 20]),
+        positions_ahead: *rng.pick(&[8, 64, 1 << 20]),
+        conflict_window: *rng.pick(&[16, 256, 1 << 18]),
+        groups_in_flight: *rng.pick(&[1, 2, 8]),
+        group_entries: *rng.pick(&[1, 3, 1_024]),
+    }
+}
+
+fn draw_network(rng: &mut Rng) -> NetworkPlan {
+    NetworkPlan {
+        delay: *rng.pick(&[20, 100, 500, 3_000]) * MICRO,
+        tick: *rng.pick(&[1, 1, 100 * MICRO, MILLI]),
+        loss: *rng.pick(&[0, 0, 1_000, 30_000]),
+        corruption: *rng.pick(&[0, 0, 100, 2_000]),
+        duplication: *rng.pick(&[0, 1_000, 50_000]),
+        noticed: *rng.pick(&[0, 500_000, 1_000_000]),
+        room: *rng.pick(&[4 << 10, 256 << 10, 32 << 20]),
+    }
+}
+
+/// Draws faults: a mix of kinds for the seed, then kinds, times and targets.
+struct Faults<'a> {
+    rng: &'a mut Rng,
+    shape: &'a Shape,
+    safety: Moment,
+    /// The replica of each chain whose disk may be damaged: never two of one position.
+    damaged: usize,
+}
+
+/// How many kinds `Faults::kind` knows.
+const KINDS: u64 = 18;
+
+impl<'a> Faults<'a> {
+    fn new(rng: &'a mut Rng, shape: &'a Shape, safety: Moment) -> Self {
+        let damaged = rng.index(shape.replicas);
+        Self {
+            rng,
+            shape,
+            safety,
+            damaged,
+        }
+    }
+
+    fn draw(mut self) -> Vec<Fault> {
+        // Swarm: few kinds together reach deeper than all of them at once.
+        let allowed: Vec<u64> = (0..KINDS).filter(|_| self.rng.happens(400_000)).collect();
+        let gap = *self.rng.pick(&[SECOND, 3 * SECOND, 8 * SECOND]);
+        let mut faults = Vec::new();
+        let mut at = self.rng.below(2 * gap);
+        while !allowed.is_empty() && at < self.safety.0 {
+            let kind = *self.rng.pick(&allowed);
+            if let Some(kind) = self.kind(kind) {
+                let lasts = *self
+                    .rng
+                    .pick(&[20 * MILLI, 200 * MILLI, SECOND, 3 * SECOND]);
+                let lasts = Duration::from_nanos(self.rng.long_tailed(lasts).min(6 * SECOND));
+                let at = Moment(at);
+                faults.push(Fault { at, lasts, kind });
+            }
+            at += self.rng.between(gap / 10, 2 * gap);
+        }
+        faults
+    }
+
+    fn kind(&mut self, kind: u64) -> Option<FaultKind> {
+        let (server, unit, any) = (self.server(), self.unit(), self.any());
+        let nth = self.rng.below(20);
+        Some(match kind {
+            0 | 1 => FaultKind::Stop(any, End::Kill),
+            2 => FaultKind::Stop(server, End::PowerLoss),
+            3 => FaultKind::StopAll(End::Kill),
+            4 => FaultKind::StopAll(End::PowerLoss),
+            5 => FaultKind::Pause(any),
+            6 | 7 => self.partition(),
+            8 => FaultKind::Flap(server, self.any(), 20),
+            9 => FaultKind::SlowProcess(any, *self.rng.pick(&[5, 100])),
+            10 => FaultKind::Storm(*self.rng.pick(&[20_000, 200_000])),
+            11 => FaultKind::DiskStall(unit),
+            12 => FaultKind::DiskSlow(unit, *self.rng.pick(&[10, 100])),
+            13 if nth % 2 == 0 => FaultKind::FailWrite(unit, nth),
+            13 => FaultKind::FailSync(unit, nth),
+            14 => FaultKind::DiskFull(unit, *self.rng.pick(&[0, 40 << 10])),
+            15 => FaultKind::BitRot(self.damaged_unit()?),
+            16 => FaultKind::Misdirected(self.damaged_unit()?, nth, self.rng.between(1, 3) * 512),
+            _ => FaultKind::Clock(
+                any,
+                *self.rng.pick(&[0, 100, 5_000]),
+                *self.rng.pick(&[0, 900_000, 1_500_000]),
+            ),
+        })
+    }
+
+    fn partition(&mut self) -> FaultKind {
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        for process in 0..self.shape.processes() {
+            match self.rng.below(3) {
+                0 => a.push(process),
+                1 => b.push(process),
+                // A partial partition: this one reaches everybody.
+                _ => {}
+            }
+        }
+        FaultKind::Partition(a, b, self.rng.happens(500_000))
+    }
+
+    fn server(&mut self) -> usize {
+        self.rng.index(self.shape.processes() - self.shape.clients)
+    }
+
+    fn any(&mut self) -> usize {
+        self.rng.index(self.shape.processes())
+    }
+
+    fn unit(&mut self) -> usize {
+        let units = self.shape.chains * self.shape.replicas;
+        self.shape.first_unit() + self.rng.index(units)
+    }
+
+    /// A unit that may be damaged; none if it is alone with its positions.
+    fn damaged_unit(&mut self) -> Option<usize> {
+        if self.shape.replicas < 2 {
+            return None;
+        }
+        let chain = self.rng.index(self.shape.chains);
+        Some(self.shape.first_unit() + chain * self.shape.replicas + self.damaged)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plans_are_reproducible_and_differ() {
+        assert_eq!(Plan::draw(7), Plan::draw(7));
+        let mut kinds = std::collections::BTreeSet::new();
+        for seed in 0..300 {
+            let plan = Plan::draw(seed);
+            assert!(plan.faults.is_sorted_by_key(|fault| fault.at));
+            let servers = plan.shape.servers().len();
+            assert_eq!(servers + plan.shape.clients, plan.shape.processes());
+            kinds.extend(plan.faults.iter().map(|fault| fault.kind.name()));
+        }
+        assert_eq!(kinds.len(), 18, "{kinds:?}");
+    }
+
+    #[test]
+    fn damage_never_hits_two_replicas_of_a_position() {
+        for seed in 0..300 {
+            let plan = Plan::draw(seed);
+            let units = plan.shape.first_unit();
+            let hit = plan.faults.iter().filter_map(|fault| match fault.kind {
+                FaultKind::BitRot(unit) | FaultKind::Misdirected(unit, ..) => Some(unit),
+                _ => None,
+            });
+            let replicas: std::collections::BTreeSet<_> = hit
+                .map(|unit| (unit - units) % plan.shape.replicas)
+                .collect();
+            assert!(replicas.len() <= 1);
+            assert!(replicas.is_empty() || plan.shape.replicas > 1);
+        }
+    }
+}

@@ -1,0 +1,446 @@
+//! One world, from its plan to its report.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use milonga_client::ClientOptions;
+use milonga_protocol::ServerName;
+use milonga_transport::{Peer, Role};
+
+use crate::world::agenda::{Agenda, Stage};
+use crate::world::cluster::{Cluster, new_process};
+use crate::world::executor::{Executor, ProcessId, RunError};
+use crate::world::journal::{Journal, Record};
+use crate::world::network::WorldNetwork;
+use crate::world::plan::Plan;
+use crate::world::rng::Rng;
+use crate::world::trace::{Moment, Trace};
+use crate::world::workload::{
+    Client, EnvOf, Inside, Invariant, NetworkOf, Shared, Violation, Workload, WorldView,
+};
+use crate::world::{invariants, panics, workloads};
+
+/// Between two looks at what holds.
+const SLICE: u64 = 10_000_000;
+/// Lines of the trace that a failure shows.
+const SHOWN: usize = 60;
+
+/// What came of a run.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The seed.
+    pub seed: u64,
+    /// The hash of everything that happened.
+    pub hash: u64,
+    /// How many things happened.
+    pub events: u64,
+    /// How long it took, in the world.
+    pub time: Moment,
+    /// Operations that ended.
+    pub operations: u64,
+    /// Of them, those that were under way together with a fault.
+    pub overlapping: u64,
+    /// Faults that began, by name.
+    pub faults: BTreeMap<&'static str, u64>,
+    /// Name of the workload.
+    pub workload: &'static str,
+    /// What did not hold.
+    pub failure: Option<Failure>,
+    /// The trace as text, if it was asked for.
+    pub lines: Vec<String>,
+}
+
+/// What did not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// When it was noticed.
+    pub at: Moment,
+    /// The invariant's name.
+    pub invariant: String,
+    /// What was seen.
+    pub what: String,
+}
+
+/// Runs a plan: a pure function of plan and seed. `text`: keep the trace as text.
+#[must_use]
+pub fn run(plan: &Plan, seed: u64, text: bool) -> Report {
+    panics::catch_quietly(|| {
+        let mut world = World::new(plan, seed, text);
+        let failure = world.run().err();
+        world.report(failure)
+    })
+}
+
+struct World<'a> {
+    plan: &'a Plan,
+    seed: u64,
+    executor: Executor,
+    network: WorldNetwork,
+    journal: Journal,
+    cluster: Cluster,
+    clients: Clients,
+    agenda: Agenda,
+    invariants: Vec<Box<dyn Invariant>>,
+    names: Vec<ServerName>,
+}
+
+impl<'a> World<'a> {
+    fn new(plan: &'a Plan, seed: u64, text: bool) -> Self {
+        let trace = Trace::new(text);
+        let executor = Executor::new(seed, plan.order, plan.lateness, trace);
+        executor.trace(&("plan", plan));
+        let journal = Journal::default();
+        let network = WorldNetwork::new(seed, &executor, &journal, plan.network.clone());
+        let cluster = Cluster::new(seed, plan, &executor, &network, &journal);
+        let mut workloads = workloads::all();
+        let workload = workloads.swap_remove(plan.workload % workloads.len());
+        let mut invariants = invariants::all();
+        invariants.extend(workload.invariants());
+        let clients = Clients::new(
+            plan, seed, &executor, &network, &journal, workload, &cluster,
+        );
+        let servers = plan.shape.servers();
+        let names = servers.iter().map(ServerName::new);
+        let names = names.chain(clients.names()).collect();
+        Self {
+            plan,
+            seed,
+            executor,
+            network,
+            journal,
+            cluster,
+            clients,
+            agenda: Agenda::new(plan),
+            invariants,
+            names,
+        }
+    }
+
+    fn run(&mut self) -> Result<(), Failure> {
+        for name in self.names.clone() {
+            self.cluster.start(&name);
+            self.clients.start(&name);
+        }
+        let mut now = Moment::default();
+        let mut healed = false;
+        let end = self.plan.safety.plus(nanos(self.plan.patience));
+        loop {
+            let next = if healed { end } else { self.plan.safety };
+            let next = self.agenda.next().map_or(next, |due| due.min(next));
+            let until = now.plus(SLICE).min(next.max(now.plus(1)));
+            let ran = self.executor.run_until(until);
+            now = self.executor.now();
+            ran.map_err(|error| stuck(now, &error))?;
+            self.supervise(now);
+            if now >= self.plan.safety && !healed {
+                healed = true;
+                let (agenda, mut stage) = self.stage();
+                agenda.heal(now, &mut stage);
+                self.clients.heal();
+            }
+            self.check(now, healed)?;
+            if healed && self.clients.all_ended() {
+                return self.check_end(now);
+            }
+            if now >= end {
+                return Err(self.not_live(now));
+            }
+        }
+    }
+
+    fn supervise(&mut self, now: Moment) {
+        let (agenda, mut stage) = self.stage();
+        agenda.carry_out(now, &mut stage);
+        for (name, why) in self.cluster.restart_failed() {
+            self.executor.trace(&("start failed", name.as_str(), why));
+        }
+    }
+
+    const fn stage(&mut self) -> (&mut Agenda, Stage<'_>) {
+        let stage = Stage {
+            executor: &self.executor,
+            network: &self.network,
+            cluster: &mut self.cluster,
+            clients: &mut self.clients,
+            names: self.names.as_slice(),
+        };
+        (&mut self.agenda, stage)
+    }
+
+    fn check(&mut self, now: Moment, healed: bool) -> Result<(), Failure> {
+        let news = self.journal.take_news();
+        self.each(now, healed, &news, |invariant, view| invariant.check(view))
+    }
+
+    fn check_end(&mut self, now: Moment) -> Result<(), Failure> {
+        self.each(now, true, &[], |invariant, view| invariant.check_end(view))
+    }
+
+    fn each(
+        &mut self,
+        now: Moment,
+        healed: bool,
+        news: &[crate::world::journal::Observed],
+        check: impl Fn(&mut dyn Invariant, &WorldView<'_>) -> Result<(), Violation>,
+    ) -> Result<(), Failure> {
+        let pages = self.journal.lock();
+        let view = WorldView {
+            now,
+            news,
+            pages: &pages,
+            cluster: &self.cluster,
+            healed,
+        };
+        for invariant in &mut self.invariants {
+            check(invariant.as_mut(), &view).map_err(|violation| Failure {
+                at: now,
+                invariant: invariant.name().to_owned(),
+                what: violation.0,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn not_live(&self, now: Moment) -> Failure {
+        let pages = self.journal.lock();
+        let open: Vec<_> = pages
+            .operations
+            .iter()
+            .filter(|record| record.returned.is_none() && record.invoked >= self.plan.safety)
+            .map(|record| {
+                format!(
+                    "{} {:?} since {}",
+                    record.client, record.operation, record.invoked
+                )
+            })
+            .collect();
+        let failing = pages.operations.iter().rev().find(|r| r.returned.is_some());
+        Failure {
+            at: now,
+            invariant: "I17 everybody goes on after healing".to_owned(),
+            what: format!(
+                "{:?} did not finish within {:?}; under way: {open:?}; last ended: {failing:?}",
+                self.clients.unfinished(),
+                self.plan.patience,
+            ),
+        }
+    }
+
+    fn report(mut self, failure: Option<Failure>) -> Report {
+        let pages = self.journal.lock();
+        let ended = |record: &&Record| record.returned.is_some();
+        let operations = pages.operations.iter().filter(ended).count();
+        let overlapping = pages.operations.iter().filter(|r| self.overlaps(r)).count();
+        drop(pages);
+        let (hash, events, mut lines) = self.executor.with_trace(|trace| {
+            let lines = trace.take_lines();
+            (trace.hash(), trace.events(), lines)
+        });
+        if let Some(failure) = &failure {
+            lines.push(format!(
+                "{} {}: {}",
+                failure.at, failure.invariant, failure.what
+            ));
+        }
+        let report = Report {
+            seed: self.seed,
+            hash,
+            events,
+            time: self.executor.now(),
+            operations: operations as u64,
+            overlapping: overlapping as u64,
+            faults: self.agenda.begun().clone(),
+            workload: self.clients.workload.name(),
+            failure,
+            lines,
+        };
+        // Everything holds everything else; what is dropped here may panic after a failure.
+        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.end()));
+        report
+    }
+
+    fn end(&mut self) {
+        for name in self.names.clone() {
+            self.cluster.stop(&name, crate::world::disk::End::Kill);
+            self.clients.stop(&name);
+        }
+    }
+
+    fn overlaps(&self, record: &Record) -> bool {
+        let Some((returned, _)) = &record.returned else {
+            return false;
+        };
+        self.plan.faults.iter().any(|fault| {
+            fault.at <= *returned && record.invoked <= fault.at.plus(nanos(fault.lasts))
+        })
+    }
+}
+
+impl Report {
+    /// The end of the trace, if it was kept.
+    #[must_use]
+    pub fn last_lines(&self) -> &[String] {
+        &self.lines[self.lines.len().saturating_sub(SHOWN)..]
+    }
+}
+
+fn stuck(now: Moment, error: &RunError) -> Failure {
+    let invariant = match error {
+        RunError::Panicked { .. } => "nothing panics",
+        RunError::Runaway { .. } => "nothing loops without end",
+    };
+    Failure {
+        at: now,
+        invariant: invariant.to_owned(),
+        what: error.to_string(),
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The client processes of a world.
+#[derive(Debug)]
+pub(crate) struct Clients {
+    seed: u64,
+    executor: Executor,
+    network: WorldNetwork,
+    journal: Journal,
+    workload: Box<dyn Workload>,
+    layout: Vec<Peer>,
+    options: ClientOptions,
+    shared: Arc<Shared>,
+    healed: Arc<AtomicBool>,
+    rng: Rng,
+    all: BTreeMap<ServerName, ClientState>,
+}
+
+#[derive(Debug)]
+struct ClientState {
+    number: usize,
+    runs: u64,
+    running: Option<ProcessId>,
+    ended: Arc<AtomicBool>,
+}
+
+impl Clients {
+    fn new(
+        plan: &Plan,
+        seed: u64,
+        executor: &Executor,
+        network: &WorldNetwork,
+        journal: &Journal,
+        workload: Box<dyn Workload>,
+        cluster: &Cluster,
+    ) -> Self {
+        let mut options = ClientOptions::default();
+        options.deadline = Duration::from_secs(5);
+        options.groups_in_flight = plan.shape.groups_in_flight;
+        options.group_entries = plan.shape.group_entries;
+        let state = |number: usize| {
+            let name = format!("client-{}", number + 1).as_str().into();
+            let state = ClientState {
+                number,
+                runs: 0,
+                running: None,
+                ended: Arc::default(),
+            };
+            (name, state)
+        };
+        Self {
+            seed,
+            executor: executor.clone(),
+            network: network.clone(),
+            journal: journal.clone(),
+            workload,
+            layout: cluster.layout_servers(),
+            options,
+            shared: Arc::default(),
+            healed: Arc::default(),
+            rng: Rng::new(seed, "clients"),
+            all: (0..plan.shape.clients).map(state).collect(),
+        }
+    }
+
+    fn names(&self) -> impl Iterator<Item = ServerName> {
+        self.all.keys().cloned()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    pub(crate) fn process(&self, name: &ServerName) -> Option<ProcessId> {
+        self.all.get(name)?.running
+    }
+
+    fn heal(&self) {
+        self.healed.store(true, Ordering::Relaxed);
+    }
+
+    fn all_ended(&self) -> bool {
+        self.unfinished().is_empty()
+    }
+
+    fn unfinished(&self) -> Vec<&str> {
+        let all = self.all.iter();
+        all.filter(|(_, state)| !state.ended.load(Ordering::Relaxed))
+            .map(|(name, _)| name.as_str())
+            .collect()
+    }
+
+    pub(crate) fn start(&mut self, name: &ServerName) {
+        let Some(state) = self.all.get_mut(name) else {
+            return;
+        };
+        if state.running.is_some() {
+            return;
+        }
+        let process = new_process(&self.executor, self.seed, name, &mut self.rng);
+        state.running = Some(process);
+        state.ended = Arc::default();
+        let env = self.executor.env(process);
+        let network = self
+            .network
+            .endpoint(process, env.clone(), name.clone(), Role::Client);
+        let client = Client::new(Inside {
+            name: name.clone(),
+            number: state.number,
+            run: state.runs,
+            executor: self.executor.clone(),
+            process,
+            env: EnvOf(env),
+            network: NetworkOf(network),
+            layout: self.layout.clone(),
+            options: self.options.clone(),
+            journal: self.journal.clone(),
+            healed: Arc::clone(&self.healed),
+            shared: Arc::clone(&self.shared),
+            rng: Mutex::new(Rng::new(self.seed, &format!("{name} {}", state.runs))),
+        });
+        state.runs += 1;
+        self.executor.trace(&("start", name.as_str(), process));
+        let (life, ended) = (self.workload.client(client), Arc::clone(&state.ended));
+        let life = async move {
+            life.await;
+            ended.store(true, Ordering::Relaxed);
+        };
+        self.executor
+            .spawn(process, "client", Box::pin(life))
+            .detach();
+    }
+
+    pub(crate) fn stop(&mut self, name: &ServerName) {
+        if let Some(state) = self.all.get_mut(name)
+            && let Some(process) = state.running.take()
+        {
+            self.executor.trace(&("stop", name.as_str(), process));
+            self.executor.kill(process);
+            self.network.killed(process);
+        }
+    }
+}
