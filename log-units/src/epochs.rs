@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use milonga_protocol::messages::{CallId, Marks, Refusal, SealReport, UnitResponse};
+use milonga_protocol::messages::{CallId, Refusal, SealReport, UnitResponse};
 use milonga_protocol::{ClusterId, Epoch, Layout, Position, UnitRange};
 
 use crate::disk::{DiskDone, DiskError, DiskOp};
 use crate::format::{SUPERBLOCK, SUPERBLOCK_BYTES, SUPERBLOCK_NEW};
+use crate::marks::Held;
 use crate::unit::{Op, Unit};
 
 /// The epoch that is served.
@@ -15,9 +16,14 @@ use crate::unit::{Op, Unit};
 pub(crate) struct Serving {
     pub(crate) layout: Layout,
     /// Own ranges, in order of position.
-    pub(crate) ranges: Vec<UnitRange>,
-    /// For each range its first own position that is not durably held here; `to` if all are.
-    pub(crate) decided: Vec<Position>,
+    pub(crate) held: Vec<Held>,
+}
+
+impl Serving {
+    /// The last range: the active one, if this unit has a part in that.
+    pub(crate) fn last(&self) -> Option<UnitRange> {
+        self.held.last().map(|held| held.range)
+    }
 }
 
 /// Where an opening stands.
@@ -47,7 +53,7 @@ struct Opening {
 /// State of epochs.
 #[derive(Debug, Default)]
 pub(crate) struct Epochs {
-    serving: Option<Serving>,
+    pub(crate) serving: Option<Serving>,
     /// Every epoch below is over.
     sealed_for: Epoch,
     opening: Option<Opening>,
@@ -91,63 +97,6 @@ impl Unit {
         self.state.durable.epoch
     }
 
-    // ------------------------------------------------------------------------------------------------- marks
-
-    /// Marks of the last range.
-    pub(crate) fn marks(&self) -> Marks {
-        let last = self.epochs.serving.as_ref().map(|s| s.ranges.len());
-        self.marks_of(last.unwrap_or(0).saturating_sub(1))
-    }
-
-    /// Marks of one range. `settled` is its first own position that is not durably held and readable here; `to` of
-    /// the range if there is none. Without ranges (sealed by a restart) it is the settled mark that was stored.
-    pub(crate) fn marks_of(&self, range: usize) -> Marks {
-        let trimmed = self.trimmed();
-        let serving = self.epochs.serving.as_ref();
-        let found = serving.and_then(|s| Some((s.ranges.get(range)?, *s.decided.get(range)?)));
-        let settled = found.map_or(self.mark, |(range, decided)| {
-            let lost = self
-                .index
-                .first_lost(range.from, decided, |p| range.owns(p));
-            lost.unwrap_or(decided)
-        });
-        Marks { settled, trimmed }
-    }
-
-    /// Moves `decided` of each range over what is held now.
-    pub(crate) fn advance_decided(&mut self) {
-        let trimmed = self.trimmed();
-        let Some(serving) = &mut self.epochs.serving else {
-            return;
-        };
-        for (range, decided) in serving.ranges.iter().zip(&mut serving.decided) {
-            let from = range.first_at_or_above(trimmed).max(*decided);
-            let gap = self.index.first_gap(from, range.stripes, range.to);
-            *decided = gap.min(range.to);
-        }
-        // The tail of a chain, written one after the other, knows what is settled: what it has.
-        if let (Some(range), Some(decided)) = (serving.ranges.last(), serving.decided.last())
-            && range.is_tail()
-            && range.to == Position::MAX
-        {
-            self.mark = self.mark.max(*decided);
-        }
-    }
-
-    /// Somebody told the settled mark of this chain. It is believed as far as it can be true: what is settled in the
-    /// active part is durable here.
-    pub(crate) fn raise_mark(&mut self, told: Position) {
-        let Some(serving) = &self.epochs.serving else {
-            return;
-        };
-        let active = match (serving.ranges.last(), serving.decided.last()) {
-            (Some(range), Some(decided)) if range.to == Position::MAX => *decided,
-            _ => Position::ZERO,
-        };
-        let most = serving.layout.start.max(active);
-        self.mark = self.mark.max(told.min(most));
-    }
-
     // ------------------------------------------------------------------------------------- confirm and settled
 
     pub(crate) fn confirm(&mut self, call: CallId, epoch: Epoch) {
@@ -163,7 +112,7 @@ impl Unit {
     pub(crate) fn settled(&mut self, call: CallId, epoch: Epoch, below: Position) {
         match self.check(epoch).map(|_| ()) {
             Ok(()) => {
-                self.raise_mark(below);
+                self.told_of_all(below);
                 self.reply(call, UnitResponse::Done, Bytes::new());
             }
             Err(refusal) => self.refuse(call, refusal),
@@ -173,17 +122,10 @@ impl Unit {
     /// Persists a trim mark. Marks above what is decided here are refused: nothing above the log's settled mark is
     /// ever trimmed, and what is settled is decided on each replica.
     pub(crate) fn trim(&mut self, call: CallId, epoch: Epoch, below: Position) {
-        let checked = self.check(epoch).map(|serving| {
-            match (serving.ranges.last(), serving.decided.last()) {
-                // All that this unit has is closed and complete: it cannot judge what lies behind.
-                (Some(range), Some(decided)) if *decided >= range.to => Position::MAX,
-                (_, Some(decided)) => self.mark.max(*decided),
-                _ => Position::MAX,
-            }
-        });
+        let checked = self.check(epoch).map(|_| ());
         let most = match (checked, self.poisoned()) {
             (Err(refusal), _) | (_, Some(refusal)) => return self.refuse(call, refusal),
-            (Ok(most), None) => most,
+            (Ok(()), None) => self.trimmable(),
         };
         if below > most {
             let why = format!("trim below {below}, but only what is below {most} is settled here");
@@ -223,7 +165,7 @@ impl Unit {
             let report = SealReport {
                 epoch: self.state.durable.epoch,
                 high: self.index.high,
-                marks: self.marks(),
+                marks: self.marks_of_all(),
                 streams: self.count_streams(),
                 lost: self.index.lost_end(),
             };
@@ -363,15 +305,12 @@ impl Unit {
         };
         let (layout, calls) = (opening.layout, opening.calls);
         let ranges = layout.ranges_of(self.superblock.unit);
-        let decided = ranges.iter().map(|r| r.first_at_or_above(r.from)).collect();
         // What is settled is never voided; a mark that somebody told wrongly goes with the void.
         self.mark = self.mark.min(opening.void_from.unwrap_or(Position::MAX));
+        let held = ranges.into_iter().map(|range| Held::new(range, self.mark));
+        let held = held.collect();
         tracing::info!(epoch = %layout.epoch, start = %layout.start, "open");
-        self.epochs.serving = Some(Serving {
-            layout,
-            ranges,
-            decided,
-        });
+        self.epochs.serving = Some(Serving { layout, held });
         self.advance_decided();
         for call in calls {
             if self.serving().is_some() {

@@ -25,6 +25,7 @@ mod format;
 mod index;
 mod inspect;
 mod junk;
+mod marks;
 mod read;
 mod reader;
 mod rebuild;

@@ -47,7 +47,7 @@ impl Unit {
         }
         match self.check(epoch).map(|_| ()) {
             Ok(()) => {
-                self.raise_mark(settled);
+                self.told(positions.first().copied(), settled);
                 let slots = positions.iter().map(|p| (*p, self.slot(*p))).collect();
                 let marks = self.marks();
                 self.begin_read(call, Purpose::Values(marks), slots, ANSWER_BYTES);
@@ -98,8 +98,8 @@ impl Unit {
 
     /// The range that owns `position`, as an index.
     pub(crate) fn range_of(&self, position: Position) -> Option<usize> {
-        let ranges = &self.serving()?.ranges;
-        ranges.iter().position(|range| range.owns(position))
+        let held = &self.serving()?.held;
+        held.iter().position(|held| held.range.owns(position))
     }
 
     /// What the log holds at `position`, whosever it is.

@@ -71,10 +71,9 @@ impl Unit {
 
     /// The range whose segment contains `position`, as an index.
     fn range_around(&self, position: Position) -> Option<usize> {
-        let ranges = &self.serving()?.ranges;
-        ranges
-            .iter()
-            .position(|range| range.from <= position && position < range.to)
+        let held = &self.serving()?.held;
+        held.iter()
+            .position(|held| held.range.from <= position && position < held.range.to)
     }
 
     /// Whether a read can be answered with progress, or the reason why there will be none. Entries beyond the first
@@ -91,7 +90,7 @@ impl Unit {
     }
 
     fn range(&self, index: usize) -> Option<UnitRange> {
-        self.serving()?.ranges.get(index).copied()
+        Some(self.serving()?.held.get(index)?.range)
     }
 
     /// Positions of the streams in the range asked, ascending, at most `most`.

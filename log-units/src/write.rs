@@ -7,6 +7,7 @@ use milonga_protocol::limits::{ITEMS_PER_MESSAGE, Limits};
 use milonga_protocol::messages::{CallId, Refusal, UnitResponse, WireValue, WriteAnswer};
 use milonga_protocol::{EncodedEntry, EntryId, Epoch, Position, StreamId};
 
+use crate::epochs::Serving;
 use crate::format::{BATCH_HEADER, Footer, HEADER_BYTES, record_bytes, size};
 use crate::index::{Held, Place};
 use crate::read::Purpose;
@@ -97,7 +98,7 @@ impl Unit {
         if let Some(refusal) = self.refusal_of_write(request.epoch, request.bytes) {
             return self.refuse(call, refusal);
         }
-        self.raise_mark(request.settled);
+        self.told(request.items.first().map(|(p, _)| *p), request.settled);
         let mut look = Vec::new();
         for (position, value) in &request.items {
             match self.judge(*position, value, known) {
@@ -173,7 +174,7 @@ impl Unit {
         let Some((range, serving)) = self.range_of(position).zip(self.serving()) else {
             return Verdict::Answer(WriteAnswer::NotMine);
         };
-        let Some(range) = serving.ranges.get(range) else {
+        let Some(range) = serving.held.get(range).map(|h| h.range) else {
             return Verdict::Answer(WriteAnswer::NotMine);
         };
         let arbitrates = range.is_head() && !serving.layout.is_closed(position);
@@ -239,7 +240,8 @@ impl Unit {
     /// The last position that may be written (rule 5).
     fn farthest(&self) -> Position {
         self.serving().map_or(Position::ZERO, |serving| {
-            let from = self.mark.max(serving.layout.start);
+            let settled = serving.held.last().map(|held| held.settled);
+            let from = settled.unwrap_or_default().max(serving.layout.start);
             from.plus(serving.layout.limits.positions_ahead)
         })
     }
@@ -271,7 +273,7 @@ impl Unit {
         };
         let stride = self
             .serving()
-            .and_then(|s| s.ranges.last())
+            .and_then(Serving::last)
             .map_or(1, |r| r.stripes);
         let farthest = self.farthest();
         let mut last = 0;
@@ -302,7 +304,7 @@ impl Unit {
     /// Own positions in `from..to`, if all of that may be filled here.
     fn fillable(&self, from: Position, to: Position) -> Result<Vec<Position>, String> {
         let serving = self.serving().ok_or("not serving")?;
-        let range = serving.ranges.last().ok_or("no range")?;
+        let range = serving.last().ok_or("no range")?;
         if range.to != Position::MAX || from < range.from || serving.layout.is_closed(from) {
             return Err(format!(
                 "fill from {from}: closed or not of this unit; only the active part, from {} on, is filled",

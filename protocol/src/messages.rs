@@ -274,8 +274,8 @@ pub enum UnitReadAnswer {
 /// Marks that units add to their answers. All exclusive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Marks {
-    /// Every own position (of the range asked, or of the last range) below it is decided and durable *here*.
-    /// At a chain's tail, written one after the other, that means settled.
+    /// Every own position (of the range asked, or of the last range) below it is decided and durable *here*, or was
+    /// settled before and is lost here. At a chain's tail, written one after the other, that means settled.
     pub settled: Position,
     /// Everything below was trimmed.
     pub trimmed: Position,

@@ -5,6 +5,7 @@ mod damage;
 mod faults;
 mod fuzz;
 mod golden;
+mod marks;
 mod requests;
 mod rig;
 mod speed;
