@@ -63,7 +63,8 @@ impl Failure {
     /// Whether the request may have had an effect.
     pub(crate) const fn may_have_been_served(&self) -> bool {
         match self {
-            Self::Refused { .. } => false,
+            // A write that failed may have left its bytes: a restarted unit can find and report them.
+            Self::Refused { refusal, .. } => matches!(refusal, Refusal::Poisoned { .. }),
             Self::Call { error, .. } => error.may_have_been_served(),
             Self::Garbage { .. } => true,
         }
@@ -227,4 +228,20 @@ impl<'a> Attempts<'a> {
 /// Whole milliseconds, saturating.
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unit_that_failed_to_write_may_have_written() {
+        let refused = |refusal| Failure::Refused {
+            server: "unit-1a".into(),
+            refusal,
+        };
+        let why = "writing a batch: EIO".to_owned();
+        assert!(refused(Refusal::Poisoned { why }).may_have_been_served());
+        assert!(!refused(Refusal::NotOpen).may_have_been_served());
+    }
 }

@@ -67,6 +67,39 @@ struct Held {
     deliver: Box<dyn FnOnce() + Send>,
 }
 
+/// A request on its way.
+struct Delivery {
+    net: Arc<Net>,
+    letter: Letter,
+    frame: Bytes,
+    from: Arc<Caller>,
+    caller: ProcessId,
+    server: ProcessId,
+    service: Arc<dyn Service>,
+    room: OwnedSemaphorePermit,
+}
+
+impl Delivery {
+    /// Hands the request to the service, with a way back.
+    fn carry_out(self) {
+        let at = self.net.executor.now();
+        let ticket = Ticket {
+            net: Arc::clone(&self.net),
+            number: self.letter.call,
+            caller: self.caller,
+            server: self.server,
+            from: self.letter.to.clone(),
+            to: self.letter.from.clone(),
+            answered: false,
+            _room: self.room,
+        };
+        let letter = Letter { at, ..self.letter };
+        self.net.journal.push(Observed::Letter(letter));
+        let reply = Reply::new(move |response| ticket.answer(response));
+        self.service.handle(&self.from, decode(self.frame), reply);
+    }
+}
+
 /// A call that has begun.
 pub(crate) struct Begun {
     pub(crate) number: u64,
@@ -254,46 +287,21 @@ impl Net {
         };
         let fate = state.model.draw(now, &from.name, &to.name, false);
         drop(state);
-        let letter = Letter::new(
-            now,
-            number,
-            &from.name,
-            &to.name,
-            Direction::Request,
-            request,
-        );
+        let link = (&from.name, &to.name);
+        let letter = Letter::new(now, number, link, Direction::Request, request);
         self.executor.trace(&(&letter, fate));
-        let (net, from_caller, frame) = (
-            Arc::clone(self),
-            Arc::clone(from),
-            encode(number, FrameKind::Request, request),
-        );
-        let to_name = to.name.clone();
-        let deliver = move || {
-            let request = decode(frame);
-            let at = net.executor.now();
-            net.journal.push(Observed::Letter(Letter { at, ..letter }));
-            let ticket = Ticket {
-                net: Arc::clone(&net),
-                number,
-                caller,
-                server,
-                from: to_name,
-                to: from_caller.name.clone(),
-                answered: false,
-                _room: room,
-            };
-            let reply = Reply::new(move |response| ticket.answer(response));
-            service.handle(&from_caller, request, reply);
-        };
-        self.carry(
-            fate,
-            (&from.name, &to.name),
-            server,
-            Box::new(deliver),
-            number,
+        let delivery = Delivery {
+            net: Arc::clone(self),
+            letter,
+            frame: encode(number, FrameKind::Request, request),
+            from: Arc::clone(from),
             caller,
-        );
+            server,
+            service,
+            room,
+        };
+        let deliver = Box::new(move || delivery.carry_out());
+        self.carry(fate, link, server, deliver, number, caller);
         Begun {
             number,
             answer,

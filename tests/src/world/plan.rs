@@ -289,7 +289,7 @@ impl<'a> Faults<'a> {
             10 => FaultKind::Storm(*self.rng.pick(&[20_000, 200_000])),
             11 => FaultKind::DiskStall(unit),
             12 => FaultKind::DiskSlow(unit, *self.rng.pick(&[10, 100])),
-            13 if nth % 2 == 0 => FaultKind::FailWrite(unit, nth),
+            13 if self.rng.happens(500_000) => FaultKind::FailWrite(unit, nth),
             13 => FaultKind::FailSync(unit, nth),
             14 => FaultKind::DiskFull(unit, *self.rng.pick(&[0, 40 << 10])),
             15 => FaultKind::BitRot(self.damaged_unit()?),

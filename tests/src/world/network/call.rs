@@ -137,14 +137,9 @@ impl Ticket {
         let now = self.net.executor.now();
         let fate = self.net.lock().model.draw(now, &self.from, &self.to, true);
         let nothing = Message::default();
-        let letter = Letter::new(
-            now,
-            self.number,
-            &self.from,
-            &self.to,
-            Direction::Response,
-            response.unwrap_or(&nothing),
-        );
+        let link = (&self.from, &self.to);
+        let message = response.unwrap_or(&nothing);
+        let letter = Letter::new(now, self.number, link, Direction::Response, message);
         self.net.executor.trace(&(&letter, fate));
         let copy = || -> Box<dyn FnOnce() + Send> {
             let (net, number, letter) = (Arc::clone(&self.net), self.number, letter.clone());
@@ -163,7 +158,6 @@ impl Ticket {
         if let Fate::Twice(_, again) = fate {
             self.net.executor.schedule(again, self.caller, copy());
         }
-        let link = (&self.from, &self.to);
         self.net
             .carry(fate, link, self.caller, copy(), self.number, self.caller);
     }

@@ -39,8 +39,7 @@ impl Letter {
     pub(crate) fn new(
         at: Moment,
         call: u64,
-        from: &ServerName,
-        to: &ServerName,
+        (from, to): (&ServerName, &ServerName),
         direction: Direction,
         message: &Message,
     ) -> Self {

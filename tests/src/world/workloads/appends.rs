@@ -75,7 +75,12 @@ impl Worker {
             self.client.pause(Duration::from_millis(40)).await;
         }
         // In a healthy cluster both work.
-        while !self.append(u64::MAX).await {}
+        loop {
+            number += 1;
+            if self.append(number).await {
+                break;
+            }
+        }
         while !self.read().await {}
     }
 
@@ -88,7 +93,7 @@ impl Worker {
         let id = self.client.invoke(Operation::Append {
             payload: payload.clone(),
         });
-        let entry = NewEntry::new(vec![StreamId(stream.into())], payload);
+        let entry = NewEntry::new(vec![StreamId(stream)], payload);
         let outcome = match self.log.append(entry).await {
             Ok(appended) => {
                 let high = appended.position.next().0;
