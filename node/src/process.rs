@@ -164,8 +164,11 @@ impl ServerProcess {
         let _ = stopped.await;
     }
 
-    fn sequencer(&mut self, env: &SharedEnv, identity: &Identity) -> Handle<SequencerRole> {
-        let core = SequencerRole(Sequencer::new(identity.incarnation()));
+    fn sequencer(&mut self, env: &SharedEnv, identity: &Arc<Identity>) -> Handle<SequencerRole> {
+        let core = SequencerRole {
+            core: Sequencer::new(identity.incarnation()),
+            identity: Arc::clone(identity),
+        };
         let (_, events) = unbounded_channel();
         let (handle, task) = host::start(env, core, events, |effect| match effect {});
         self.tasks.push(task);

@@ -45,7 +45,7 @@ use milonga_protocol::limits::{
 use milonga_protocol::messages::{
     Bootstrap, CallId, Refusal, Response, SequencerRequest, SequencerResponse,
 };
-use milonga_protocol::{Epoch, Incarnation, Position, StreamId, Time};
+use milonga_protocol::{ClusterId, Epoch, Incarnation, Position, StreamId, Time};
 
 use bootstrap::Filling;
 use state::State;
@@ -59,6 +59,8 @@ const _: () = assert!(LINKS_PER_MESSAGE * 52 + ITEMS_PER_MESSAGE * 20 < FRAME_HE
 #[derive(Debug)]
 pub struct Sequencer {
     incarnation: Incarnation,
+    /// The cluster of this process; learned from the first bootstrap if nobody told it before.
+    cluster: Option<ClusterId>,
     /// Every epoch below is refused.
     sealed_below: Epoch,
     /// Exists from the last page of a bootstrap on, and is replaced as a whole.
@@ -78,12 +80,24 @@ impl Sequencer {
     pub const fn new(incarnation: Incarnation) -> Self {
         Self {
             incarnation,
+            cluster: None,
             sealed_below: Epoch::NONE,
             state: None,
             filling: None,
             waits: Waits::new(),
             replies: VecDeque::new(),
         }
+    }
+
+    /// This process belongs to `cluster`: bootstraps of others are refused. Ignored if a cluster is known already.
+    pub fn belongs_to(&mut self, cluster: ClusterId) {
+        self.cluster.get_or_insert(cluster);
+    }
+
+    /// The cluster, once it was told or a bootstrap named it.
+    #[must_use]
+    pub const fn cluster(&self) -> Option<ClusterId> {
+        self.cluster
     }
 
     /// Takes a request. The answer comes out of [`Self::poll_reply`] under `call`, at once for all but `Wait`.
@@ -232,6 +246,21 @@ impl Sequencer {
             let why = "the bootstrap is meant for another run of this process".into();
             return Err(Refusal::Identity { why });
         }
+        if let Some(mine) = self.cluster.filter(|mine| *mine != page.cluster) {
+            let other = page.cluster;
+            let why =
+                format!("this process belongs to cluster {mine}, the bootstrap is of {other}");
+            return Err(Refusal::Identity { why });
+        }
+        if page.cluster == ClusterId::default() {
+            return Err(malformed("a bootstrap that names no cluster".into()));
+        }
+        if page.lost > page.next {
+            let (lost, next) = (page.lost, page.next);
+            return Err(malformed(format!(
+                "lost below {lost}, but the epoch starts at {next}"
+            )));
+        }
         let served = self.state.as_ref().map_or(Epoch::NONE, |s| s.epoch);
         if page.epoch == served && served != Epoch::NONE {
             // A repeat changes nothing: tokens may have been granted since (rule 17).
@@ -241,10 +270,11 @@ impl Sequencer {
         if page.epoch < newest || page.epoch == Epoch::NONE {
             return Err(Refusal::Sealed { epoch: newest });
         }
-        let epoch = page.epoch;
+        let (epoch, cluster) = (page.epoch, page.cluster);
         let last = bootstrap::take_page(&mut self.filling, page)?;
         // The new epoch is committed, so the old one is over even if nobody said so.
         self.seal(epoch)?;
+        self.belongs_to(cluster);
         if last && let Some(filling) = self.filling.take() {
             self.state = Some(filling.into_state());
         }

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use milonga_protocol::messages::{Lease, StreamTail, TailAnswer, Token};
-use milonga_protocol::{BackPointers, ClusterId, ListEnd};
+use milonga_protocol::{BackPointers, ListEnd};
 use proptest::prelude::*;
 
 use super::*;
@@ -245,6 +245,37 @@ fn a_bootstrap_in_pages_is_usable_after_the_last() {
     assert_eq!(answer.streams[0], tail(0, 0).last);
     assert_eq!(answer.streams[1], tail(5, 12).last);
     assert_eq!(answer.streams[2], BackPointers::EMPTY);
+}
+
+#[test]
+fn a_bootstrap_tells_the_cluster_and_another_cluster_is_refused() {
+    let mut sequencer = Sequencer::new(RUN);
+    assert_eq!(sequencer.cluster(), None);
+    let mut nobody = page(1, 0);
+    nobody.cluster = ClusterId::default();
+    let nobody = SequencerRequest::Bootstrap(nobody);
+    assert!(matches!(
+        refused(&mut sequencer, nobody),
+        Refusal::Malformed { .. }
+    ));
+    boot(&mut sequencer, page(1, 0));
+    assert_eq!(sequencer.cluster(), Some(ClusterId(9)));
+    let mut foreign = page(2, 0);
+    foreign.cluster = ClusterId(8);
+    let foreign = SequencerRequest::Bootstrap(foreign);
+    assert!(matches!(
+        refused(&mut sequencer, foreign.clone()),
+        Refusal::Identity { .. }
+    ));
+    // What was told before counts, too.
+    let mut told = Sequencer::new(RUN);
+    told.belongs_to(ClusterId(9));
+    assert!(matches!(
+        refused(&mut told, foreign),
+        Refusal::Identity { .. }
+    ));
+    boot(&mut told, page(1, 0));
+    assert_eq!(tail_of(&mut sequencer, 1, &[]).next, Position(0));
 }
 
 #[test]

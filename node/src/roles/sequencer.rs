@@ -1,16 +1,21 @@
 //! The sequencer as the host sees it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use milonga_protocol::Time;
 use milonga_protocol::messages::{CallId, SequencerRequest};
 use milonga_sequencer::Sequencer;
+use milonga_transport::Identity;
 
 use crate::host::{Core, Output};
 
-/// A sequencer. It wants nothing done but answering.
-pub(crate) struct SequencerRole(pub(crate) Sequencer);
+/// A sequencer, and the identity of the process: one tells the other the cluster. It wants nothing done but answering.
+pub(crate) struct SequencerRole {
+    pub(crate) core: Sequencer,
+    pub(crate) identity: Arc<Identity>,
+}
 
 /// The sequencer has no effects, so nothing ever ends.
 pub(crate) enum Never {}
@@ -22,7 +27,16 @@ impl Core for SequencerRole {
     const ROLE: &'static str = "sequencer";
 
     fn handle(&mut self, now: Time, call: CallId, request: SequencerRequest, _body: Bytes) {
-        self.0.handle(now, call, request);
+        let bootstrap = matches!(request, SequencerRequest::Bootstrap(_));
+        if let (true, Some(cluster)) = (bootstrap, self.identity.cluster()) {
+            self.core.belongs_to(cluster);
+        }
+        self.core.handle(now, call, request);
+        if let (true, Some(cluster)) = (bootstrap, self.core.cluster())
+            && let Err(error) = self.identity.set_cluster(cluster)
+        {
+            tracing::error!(%error, "the roles of this process contradict each other");
+        }
     }
 
     fn event(&mut self, _now: Time, event: Never) {
@@ -30,19 +44,19 @@ impl Core for SequencerRole {
     }
 
     fn handle_time(&mut self, now: Time) {
-        self.0.handle_time(now);
+        self.core.handle_time(now);
     }
 
     fn next_time(&self) -> Option<Time> {
-        self.0.next_time()
+        self.core.next_time()
     }
 
     fn poll(&mut self) -> Option<Output<Never>> {
-        let (call, response) = self.0.poll_reply()?;
+        let (call, response) = self.core.poll_reply()?;
         Some(Output::Reply(call, response, Bytes::new()))
     }
 
     fn facts(&self) -> BTreeMap<String, String> {
-        self.0.facts()
+        self.core.facts()
     }
 }

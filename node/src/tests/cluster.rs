@@ -8,8 +8,8 @@ use crate::{
     LayoutSettings, Node, NodeError, ProcessConfig, SequencerSettings, ServerAddress, TlsPaths,
     UnitSettings,
 };
-use milonga_protocol::messages::UnitReadAnswer;
-use milonga_protocol::{Epoch, Incarnation, SharedEnv, StreamId};
+use milonga_protocol::messages::{Request, UnitReadAnswer};
+use milonga_protocol::{ClusterId, Epoch, Incarnation, SharedEnv, StreamId};
 use milonga_transport::{Identity, QuicNetwork, Role, Tls, TokioEnv, certs};
 
 const UNITS: [&str; 4] = ["unit-1a", "unit-1b", "unit-2a", "unit-2b"];
@@ -130,6 +130,66 @@ async fn a_cluster_opens_and_a_returning_server_makes_a_new_epoch() {
     }
     let status = cluster.units[0].as_ref().unwrap().status().await;
     assert_eq!(status.cluster, Some(third.layout.cluster));
+}
+
+/// Layout, unit and sequencer, each a process of its own: the last has no directory that names its cluster.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sequencer_alone_learns_its_cluster_and_refuses_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, env): (_, SharedEnv) = (dir.path(), TokioEnv::new());
+    certs::make_ca(path).unwrap();
+    for name in ["layout-1", UNITS[0], SEQUENCER] {
+        certs::make_leaf(path, &name.into(), Role::Server).unwrap();
+    }
+    certs::make_leaf(path, &"app".into(), Role::Client).unwrap();
+    let anywhere = "127.0.0.1:0";
+    let mut config = ProcessConfig::new("layout-1", anywhere.parse().unwrap(), {
+        TlsPaths::of(path, "layout-1")
+    });
+    config.data = Some(path.join("data-layout-1"));
+    config.layout = Some(LayoutSettings::new(
+        vec![vec![UNITS[0].to_owned()]],
+        SEQUENCER,
+    ));
+    config.layout_servers = vec![ServerAddress::new("layout-1", anywhere)];
+    let layout = Node::start(config, env.clone()).await.unwrap();
+    let address = ServerAddress::new("layout-1", &layout.local_addr().to_string());
+    let mut config = unit_config(path, UNITS[0], anywhere);
+    config.layout_servers = vec![address.clone()];
+    let unit = Node::start(config, env.clone()).await.unwrap();
+    let tls = TlsPaths::of(path, SEQUENCER);
+    let mut config = ProcessConfig::new(SEQUENCER, anywhere.parse().unwrap(), tls);
+    config.sequencer = Some(SequencerSettings::default());
+    config.layout_servers = vec![address.clone()];
+    let sequencer = Node::start(config, env.clone()).await.unwrap();
+
+    let network = |cluster: Option<ClusterId>| {
+        let file = |name| path.join(name);
+        let tls = Tls::read(file("ca.pem"), file("app.pem"), file("app.key"));
+        let identity = Identity::new("app".into(), Incarnation(env.random_id()));
+        if let Some(cluster) = cluster {
+            identity.set_cluster(cluster).unwrap();
+        }
+        QuicNetwork::client(env.clone(), &tls.unwrap(), identity)
+    };
+    let client = raw(&env, network(None), address.peer());
+    let published = client.published(Epoch::NONE).await;
+    let cluster = published.layout.cluster;
+    assert_eq!(sequencer.status().await.cluster, Some(cluster));
+    let peer = ServerAddress::new(SEQUENCER, &sequencer.local_addr().to_string()).peer();
+    let call = async |cluster| {
+        let status = Request::Status.into_message(bytes::Bytes::new());
+        let deadline = env.now().after(Duration::from_secs(5));
+        network(cluster).call(&peer, status, deadline).await
+    };
+    call(Some(cluster)).await.expect("it is of this cluster");
+    let error = call(Some(ClusterId(1)))
+        .await
+        .expect_err("it is of another");
+    assert!(error.to_string().contains("belongs to cluster"), "{error}");
+    for node in [unit, sequencer, layout] {
+        node.close().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
