@@ -308,6 +308,14 @@ pub enum AppendError {
     /// The handle was closed; nothing was written.
     #[error("the log was closed")]
     Closed,
+    /// The entry would begin a stream, and there are as many as the layout allows; nothing was written.
+    #[error(
+        "the entry would begin a new stream, and the log has its limit of {limit}; use streams that exist"
+    )]
+    StreamLimit {
+        /// Most streams that may exist.
+        limit: u64,
+    },
 }
 
 impl AppendError {

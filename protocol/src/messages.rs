@@ -490,6 +490,15 @@ pub enum SequencerResponse {
     Tail(TailAnswer),
     /// To `Bootstrap`, `Seal` and `Trimmed`.
     Done,
+    /// To `Tokens`, if some of them would make more streams than there may be.
+    SomeTokens {
+        /// For the others, in their order; ascending.
+        tokens: Vec<Token>,
+        /// Which wants got none, as indexes, ascending: each names a stream that does not exist yet.
+        refused: Vec<u32>,
+        /// Most streams that may exist (a layout limit).
+        limit: u64,
+    },
 }
 
 // ------------------------------------------------------------------------------------------------ layout

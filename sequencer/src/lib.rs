@@ -48,7 +48,7 @@ use milonga_protocol::messages::{
 use milonga_protocol::{ClusterId, Epoch, Incarnation, Position, StreamId, Time};
 
 use bootstrap::Filling;
-use state::State;
+use state::{Granted, State};
 use waits::{Wait, Waits};
 
 /// Most links that the tokens of one message may have together: they fit one frame (52 bytes each at most).
@@ -191,10 +191,21 @@ impl Sequencer {
     fn tokens(&mut self, epoch: Epoch, wants: &[Vec<StreamId>]) -> Answer {
         let state = self.serving(epoch)?;
         check_wants(wants)?;
-        let tokens = state.grant(wants)?;
+        let Granted {
+            tokens,
+            refused,
+            limit,
+        } = state.grant(wants);
         let woken = self.waits.granted(&tokens);
         self.answer_waits(woken);
-        Ok(SequencerResponse::Tokens(tokens))
+        if refused.is_empty() {
+            return Ok(SequencerResponse::Tokens(tokens));
+        }
+        Ok(SequencerResponse::SomeTokens {
+            tokens,
+            refused,
+            limit,
+        })
     }
 
     fn tail(&mut self, epoch: Epoch, streams: &[StreamId]) -> Answer {

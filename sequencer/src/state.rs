@@ -3,11 +3,20 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, DefaultHasher};
 
-use milonga_protocol::messages::{Lease, Refusal, TailAnswer, Token};
+use milonga_protocol::messages::{Lease, TailAnswer, Token};
 use milonga_protocol::{BackPointers, Epoch, ListEnd, Position, StreamId, StreamLink};
 
 /// Never iterated, so its order does not matter; hashed alike in every run.
 pub(crate) type Streams = HashMap<StreamId, BackPointers, BuildHasherDefault<DefaultHasher>>;
+
+/// What came of a wish for tokens.
+#[derive(Debug)]
+pub(crate) struct Granted {
+    pub(crate) tokens: Vec<Token>,
+    /// Indexes of the wants that got none.
+    pub(crate) refused: Vec<u32>,
+    pub(crate) limit: u64,
+}
 
 /// Soft state of one epoch, made by a bootstrap.
 #[derive(Debug)]
@@ -30,38 +39,35 @@ impl State {
         self.last.len()
     }
 
-    /// One token for each want (checked by the caller), or none at all.
-    pub(crate) fn grant(&mut self, wants: &[Vec<StreamId>]) -> Result<Vec<Token>, Refusal> {
-        self.check_room(wants)?;
-        let mut tokens = Vec::with_capacity(wants.len());
-        for want in wants {
+    /// One token for each want (checked by the caller) that makes no more streams than there may be.
+    pub(crate) fn grant(&mut self, wants: &[Vec<StreamId>]) -> Granted {
+        let mut granted = Granted {
+            tokens: Vec::with_capacity(wants.len()),
+            refused: Vec::new(),
+            limit: self.stream_limit,
+        };
+        for (index, want) in (0..).zip(wants) {
+            if !self.has_room(want) {
+                granted.refused.push(index);
+                continue;
+            }
             let position = self.next;
             self.next = position.next();
             let links = want.iter().map(|stream| self.link(*stream, position));
-            tokens.push(Token {
-                position,
-                links: links.collect(),
-            });
+            let links = links.collect();
+            granted.tokens.push(Token { position, links });
         }
-        Ok(tokens)
+        granted
     }
 
-    /// Refuses, before anything is granted, what would make too many streams.
-    fn check_room(&self, wants: &[Vec<StreamId>]) -> Result<(), Refusal> {
-        let links: usize = wants.iter().map(Vec::len).sum();
+    /// Whether the streams of `want` (distinct) that do not exist yet may.
+    fn has_room(&self, want: &[StreamId]) -> bool {
         let room = self.stream_limit.saturating_sub(self.last.len() as u64);
-        if links as u64 <= room {
-            return Ok(());
+        if want.len() as u64 <= room {
+            return true;
         }
-        let new = wants.iter().flatten().copied();
-        let mut new: Vec<_> = new.filter(|s| !self.last.contains_key(s)).collect();
-        new.sort_unstable();
-        new.dedup();
-        if new.len() as u64 <= room {
-            return Ok(());
-        }
-        let what = format!("{} streams (a layout limit)", self.stream_limit);
-        Err(Refusal::Busy { what })
+        let new = want.iter().filter(|stream| !self.last.contains_key(stream));
+        new.count() as u64 <= room
     }
 
     fn link(&mut self, stream: StreamId, position: Position) -> StreamLink {

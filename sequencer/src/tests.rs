@@ -386,10 +386,30 @@ fn the_stream_limit_refuses_new_streams_only() {
     limited.stream_limit = 2;
     boot(&mut sequencer, limited);
     granted(&mut sequencer, 1, &[&[1]]);
-    let refusal = refused(&mut sequencer, tokens(1, &[&[1, 2], &[3]]));
-    assert!(matches!(&refusal, Refusal::Busy { what } if what.contains("2 streams")));
+    // The second makes stream 2; from then on none is new but the third's and the fifth's.
+    let wants: [&[u64]; 6] = [&[], &[1, 2], &[3], &[2], &[1, 4, 2], &[2, 1]];
+    let answer = ask(&mut sequencer, tokens(1, &wants));
+    let Response::Sequencer(SequencerResponse::SomeTokens {
+        tokens: some,
+        refused,
+        limit,
+    }) = answer
+    else {
+        panic!("{answer:?}");
+    };
+    assert_eq!((refused, limit), (vec![2, 4], 2));
+    let positions: Vec<_> = some.iter().map(|token| token.position.0).collect();
+    assert_eq!(positions, [1, 2, 3, 4]);
+    let lists = tail_of(&mut sequencer, 1, &[1, 2, 3, 4]).streams;
+    assert_eq!(lists[0].positions(), [4, 2, 0].map(Position));
+    assert_eq!(lists[1].positions(), [4, 3, 2].map(Position));
+    assert_eq!(
+        lists[2..],
+        [BackPointers::EMPTY; 2],
+        "nothing is left of them"
+    );
     granted(&mut sequencer, 1, &[&[1, 2], &[2], &[2, 1]]);
-    assert_eq!(tail_of(&mut sequencer, 1, &[]).next, Position(4));
+    assert_eq!(tail_of(&mut sequencer, 1, &[]).next, Position(8));
 }
 
 #[test]

@@ -228,7 +228,14 @@ impl Appender {
             let deadline = group.iter().map(|waiting| waiting.caller.deadline).min()?;
             let view = self.cluster.view();
             let failure = match self.ask_tokens(&view, group, deadline).await {
-                Ok(tokens) => return Some((view, tokens)),
+                Ok(Granted {
+                    tokens,
+                    refused,
+                    limit,
+                }) => {
+                    refuse(group, &refused, limit);
+                    return Some((view, tokens));
+                }
                 Err(failure) => failure,
             };
             what = failure.to_string();
@@ -255,21 +262,42 @@ impl Appender {
         view: &View,
         group: &[Waiting],
         deadline: Time,
-    ) -> Result<Vec<Token>, Failure> {
+    ) -> Result<Granted, Failure> {
         let wants = group.iter().map(|waiting| waiting.entry.streams.clone());
         let request = SequencerRequest::Tokens {
             epoch: view.epoch(),
             wants: wants.collect(),
         };
         let deadline = self.cluster.call_deadline(deadline);
-        match self.cluster.sequencer(view, request, deadline).await? {
-            SequencerResponse::Tokens(tokens)
-                if tokens.len() == group.len()
-                    && tokens.iter().all(|t| !view.layout().is_closed(t.position)) =>
-            {
-                Ok(tokens)
-            }
-            _ => Err(garbage(view.sequencer(), "other tokens than asked for")),
+        let granted = match self.cluster.sequencer(view, request, deadline).await? {
+            SequencerResponse::Tokens(tokens) => Granted {
+                tokens,
+                refused: Vec::new(),
+                limit: 0,
+            },
+            SequencerResponse::SomeTokens {
+                tokens,
+                refused,
+                limit,
+            } => Granted {
+                tokens,
+                refused,
+                limit,
+            },
+            _ => return Err(garbage(view.sequencer(), "no tokens")),
+        };
+        let Granted {
+            tokens, refused, ..
+        } = &granted;
+        let known = |index: &u32| (*index as usize) < group.len();
+        let fits = tokens.len() + refused.len() == group.len()
+            && refused.iter().all(known)
+            && refused.is_sorted_by(|a, b| a < b)
+            && tokens.iter().all(|t| !view.layout().is_closed(t.position));
+        if fits {
+            Ok(granted)
+        } else {
+            Err(garbage(view.sequencer(), "other tokens than asked for"))
         }
     }
 
@@ -309,6 +337,29 @@ impl Appender {
         // Every change is complete before anything can panic.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What the sequencer gave a group.
+struct Granted {
+    tokens: Vec<Token>,
+    /// Indexes of those that would begin one stream too many.
+    refused: Vec<u32>,
+    limit: u64,
+}
+
+/// Tells the refused ones, which leave the group.
+fn refuse(group: &mut Vec<Waiting>, refused: &[u32], limit: u64) {
+    let mut refused = refused.iter().copied().peekable();
+    let mut index = 0;
+    group.retain_mut(|waiting| {
+        let stays = refused.next_if_eq(&index).is_none();
+        index += 1;
+        if !stays {
+            let error = AppendError::StreamLimit { limit };
+            waiting.caller.answer(Err(error));
+        }
+        stays
+    });
 }
 
 /// Lets every task that is ready now run before this one goes on. No delay if there is none.

@@ -18,9 +18,9 @@ use milonga_protocol::messages::{
     SequencerResponse, StreamTail, Token, UnitRequest, UnitResponse, WireValue, WriteAnswer,
 };
 use milonga_protocol::{
-    BackPointers, ClusterId, EncodedEntry, Entry, EntryId, Epoch, Incarnation, Layout, Limits,
-    ListEnd, NewEntry, Position, Published, ReadAnswer, Segment, SharedEnv, SharedLog, StreamId,
-    Time, UnitId, UnitIndex, UnitRef, WriterId,
+    AppendError, BackPointers, ClusterId, EncodedEntry, Entry, EntryId, Epoch, Incarnation, Layout,
+    Limits, ListEnd, NewEntry, Position, Published, ReadAnswer, Segment, SharedEnv, SharedLog,
+    StreamId, Time, UnitId, UnitIndex, UnitRef, WriterId,
 };
 use milonga_sequencer::Sequencer;
 use milonga_transport::{
@@ -584,4 +584,32 @@ async fn what_was_appended_is_read_however_much_it_is() {
             assert!(data, "{position} is not data, restarted: {restart}");
         }
     }
+}
+
+/// Of a group only the appends that would begin one stream too many are refused.
+#[tokio::test(start_paused = true)]
+async fn the_limit_of_streams_refuses_new_streams_only() {
+    let mut limits = Limits::default();
+    limits.streams = 3;
+    let cluster = Cluster::with(2, 1, limits).await;
+    let log = cluster.log(0);
+    let appends = (0..8).map(|n| log.append(NewEntry::new([StreamId::raw(n % 4)], "x")));
+    let outcomes = futures_util::future::join_all(appends).await;
+    for (n, outcome) in outcomes.into_iter().enumerate() {
+        match outcome {
+            Ok(_) => assert_ne!(n % 4, 3),
+            Err(error) => {
+                assert_eq!(n % 4, 3);
+                assert_eq!(error, AppendError::StreamLimit { limit: 3 });
+                assert!(!error.is_retryable());
+            }
+        }
+    }
+    let entry = NewEntry::new([StreamId::raw(2)], "goes on");
+    let appended = log.append(entry).await.expect("an old stream");
+    assert_eq!(
+        appended.position,
+        Position(6),
+        "nothing was granted for the refused"
+    );
 }
