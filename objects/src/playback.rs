@@ -260,4 +260,25 @@ mod tests {
         both.play(4, &[transaction(3, &one)]);
         assert_eq!(both.value(OTHER), Ok(1));
     }
+
+    /// Who reads the changed object's stream alone never meets the entry.
+    #[test]
+    fn a_record_of_a_stream_that_its_entry_is_not_in_counts_nowhere() {
+        let one = postcard::to_stdvec(&CounterOp::Add(1)).unwrap();
+        let both_ways = [Record::Update(add(COUNTER, &one)), transaction(0, &one)];
+        for record in both_ways {
+            let mut both = Both::new();
+            let mut unlinked = entry(&[record]);
+            unlinked.links.retain(|link| link.stream == OTHER);
+            let plan = both.0.decide(Position(1), &unlinked).unwrap();
+            both.1.apply(&plan, false);
+            assert_eq!(both.value(COUNTER), Ok(0));
+            let halt = both.value(OTHER).unwrap_err();
+            assert!(halt.to_string().contains("not in that stream"), "{halt}");
+            // Loaded later, alone, it is the same.
+            let mut late = Hosted::new::<CounterState>("late".into());
+            late.load(OTHER, Position(1), &unlinked, |_| false);
+            assert_eq!(late.halted().map(|halt| halt.position), Some(Position(1)));
+        }
+    }
 }

@@ -288,6 +288,23 @@ mod tests {
     }
 
     #[test]
+    fn old_tables_go_away_however_many_keys_a_record_touches() {
+        let mut versions = Versions::new(10);
+        assert!(commits(&mut versions, 0, &key(0, b"a")), "tells the window");
+        for position in 0..1_000_u64 {
+            versions.advance(Position(position));
+            let keys: Vec<_> = (0..50).map(|n| (position * 50 + n).to_be_bytes()).collect();
+            let keys = keys.iter().map(|key| Slice::new(key)).collect();
+            versions.record(Position(position), MAP, &TouchedKeys::Many(keys));
+            assert!(
+                versions.retired.len() <= 2,
+                "{} at {position}",
+                versions.retired.len()
+            );
+        }
+    }
+
+    #[test]
     fn a_window_wider_than_the_table_cannot_be_judged() {
         let mut versions = Versions::new(10);
         assert!(commits(&mut versions, 0, &key(0, b"a")), "tells the window");

@@ -169,3 +169,84 @@ pub(super) fn take_if(queue: &mut VecDeque<Item>, wanted: impl Fn(&Item) -> bool
     queue.extend(kept);
     taken
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use milonga_protocol::StreamId;
+
+    use super::*;
+    use crate::slot::Slot;
+
+    const ROOM: usize = 1 << 20;
+
+    fn at(ms: u64) -> Time {
+        Time::from_start(Duration::from_millis(ms))
+    }
+
+    fn queues() -> Queues {
+        Queues {
+            next_tag: 0,
+            lanes: BTreeMap::new(),
+            ready: VecDeque::new(),
+            overflow: BTreeMap::new(),
+            next_overflow: 0,
+            weight: 0,
+            pending: BTreeMap::new(),
+            unknown: VecDeque::new(),
+            stopped: None,
+        }
+    }
+
+    fn item(lane: u64, deadline: u64) -> Item {
+        Item {
+            record: vec![0; 10],
+            streams: vec![StreamId(16)],
+            slot: Slot::new(None, None),
+            lane,
+            deadline: at(deadline),
+        }
+    }
+
+    #[test]
+    fn a_lane_whose_records_were_late_is_never_in_two_entries_at_once() {
+        let mut queues = queues();
+        let limits = Limits::default();
+        queues.place(item(1, 10));
+        assert_eq!(queues.take_late(at(10), ROOM).len(), 1);
+        assert!(queues.is_idle() && queues.weight == 0);
+        queues.place(item(1, 20));
+        assert_eq!(queues.form(&limits).expect("one waits").lanes, [1]);
+        queues.place(item(1, 30));
+        assert!(
+            queues.form(&limits).is_none(),
+            "it would overtake the first"
+        );
+        // A busy lane stays busy when what waits behind it was late.
+        assert_eq!(queues.take_late(at(30), ROOM).len(), 1);
+        queues.place(item(1, 40));
+        assert!(queues.form(&limits).is_none());
+        queues.free(1);
+        assert_eq!(queues.form(&limits).expect("its turn").lanes, [1]);
+    }
+
+    #[test]
+    fn what_is_unknown_has_no_weight_and_what_was_played_is_not_unknown() {
+        let mut queues = queues();
+        for _ in 0..2 {
+            queues.place(item(1, 10));
+            let batch = Arc::new(queues.form(&Limits::default()).expect("one waits"));
+            queues.free(1);
+            queues.pending.insert(batch.tag, Arc::clone(&batch));
+            queues.remember(&batch, ROOM);
+            assert_eq!(queues.weight, 0);
+            let remembered = queues.pending.remove(&batch.tag).expect("it may turn up");
+            assert!(remembered.payload.is_empty() && remembered.slots.len() == 1);
+            queues.release(&remembered, ROOM);
+            // It has been played; then its append ends without an answer.
+            queues.remember(&batch, ROOM);
+            assert!(queues.unknown.is_empty() && queues.pending.is_empty() && queues.is_idle());
+        }
+    }
+}
