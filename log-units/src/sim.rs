@@ -148,6 +148,14 @@ impl SimDisk {
         self.misdirect = Some((self.writes + n, by));
     }
 
+    /// Takes back the faults that were set and have not struck.
+    pub fn heal(&mut self) {
+        self.fail_write = None;
+        self.fail_sync = None;
+        self.fail_reads_of = None;
+        self.misdirect = None;
+    }
+
     /// Lets all reads of a file fail; `None`: none.
     pub fn fail_reads_of(&mut self, name: Option<FileName>) {
         self.fail_reads_of = name;

@@ -147,7 +147,11 @@ fn with_plant<T>(plant: Option<Plant>, work: impl FnOnce() -> T) -> T {
 
 fn one(seed: u64, plant: Option<Plant>, args: &Args) -> Totals {
     let began = now();
-    let report = with_plant(plant, || run(&Plan::draw(seed), seed, args.trace));
+    let plan = Plan::draw(seed);
+    if args.trace {
+        eprintln!("{plan:#?}");
+    }
+    let report = with_plant(plant, || run(&plan, seed, args.trace));
     for line in &report.lines {
         if args.json {
             eprintln!("{line}");

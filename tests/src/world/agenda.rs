@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use milonga_log_units::sim::SimDisk;
 use milonga_protocol::ServerName;
 
 use crate::world::cluster::Cluster;
@@ -269,9 +270,10 @@ impl Stage<'_> {
                 self.executor.trace(&("bit rot", name.as_str(), hit));
             }
             (FaultKind::BitRot(_), None) => {}
-            // A poisoned unit is restarted; that also takes back a fault that has not struck.
+            // A poisoned unit is restarted.
             (_, _) => {
                 let name = name.clone();
+                disk.with_sim(SimDisk::heal);
                 if self.cluster.process(&name).is_some() {
                     self.cluster.stop(&name, End::Kill);
                     self.cluster.start(&name);

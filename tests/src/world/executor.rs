@@ -12,6 +12,8 @@
 mod clock;
 mod env;
 mod tasks;
+#[cfg(test)]
+mod tests;
 mod timers;
 
 use std::any::Any;

@@ -22,6 +22,8 @@ pub struct Plan {
     pub shape: Shape,
     /// Which workload, modulo their number.
     pub workload: usize,
+    /// Typical pause of a client's task between two operations.
+    pub pace: Duration,
     /// The order of runnable tasks.
     pub order: Order,
     /// Most that a timer is late.
@@ -188,6 +190,7 @@ impl Plan {
         let faults = Faults::new(rng, &shape, safety).draw();
         Self {
             workload: rng.index(1 << 20),
+            pace: Duration::from_millis(*rng.pick(&[20, 100, 300])),
             order: *rng.pick(&[Order::Random, Order::Random, Order::Fifo, Order::Lifo]),
             lateness: Duration::from_micros(*rng.pick(&[0, 1, 50, 1_000])),
             network: draw_network(rng),

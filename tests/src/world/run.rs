@@ -91,7 +91,6 @@ impl<'a> World<'a> {
     fn new(plan: &'a Plan, seed: u64, text: bool) -> Self {
         let trace = Trace::new(text);
         let executor = Executor::new(seed, plan.order, plan.lateness, trace);
-        executor.trace(&("plan", plan));
         let journal = Journal::default();
         let network = WorldNetwork::new(seed, &executor, &journal, plan.network.clone());
         let cluster = Cluster::new(seed, plan, &executor, &network, &journal);
@@ -313,6 +312,7 @@ pub(crate) struct Clients {
     workload: Box<dyn Workload>,
     layout: Vec<Peer>,
     options: ClientOptions,
+    pace: Duration,
     shared: Arc<Shared>,
     healed: Arc<AtomicBool>,
     rng: Rng,
@@ -359,6 +359,7 @@ impl Clients {
             workload,
             layout: cluster.layout_servers(),
             options,
+            pace: plan.pace,
             shared: Arc::default(),
             healed: Arc::default(),
             rng: Rng::new(seed, "clients"),
@@ -417,6 +418,7 @@ impl Clients {
             network: NetworkOf(network),
             layout: self.layout.clone(),
             options: self.options.clone(),
+            pace: self.pace,
             journal: self.journal.clone(),
             healed: Arc::clone(&self.healed),
             shared: Arc::clone(&self.shared),

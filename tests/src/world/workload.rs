@@ -88,6 +88,7 @@ pub(crate) struct Inside {
     pub(crate) network: NetworkOf,
     pub(crate) layout: Vec<Peer>,
     pub(crate) options: ClientOptions,
+    pub(crate) pace: Duration,
     pub(crate) journal: Journal,
     pub(crate) healed: Arc<AtomicBool>,
     pub(crate) shared: Arc<Shared>,
@@ -177,6 +178,11 @@ impl Client {
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.0.healed.load(Ordering::Relaxed)
+    }
+
+    /// Sleeps for about as long as the plan wants between two operations of one task.
+    pub async fn rest(&self) {
+        self.pause(self.0.pace).await;
     }
 
     /// Sleeps for about `typical`.

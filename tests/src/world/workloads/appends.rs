@@ -1,7 +1,5 @@
 //! The plainest workload: appends by some, and reads of what was acknowledged by others.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use milonga_client::LogClient;
 use milonga_protocol::{
@@ -72,7 +70,7 @@ impl Worker {
             } else {
                 self.read().await;
             }
-            self.client.pause(Duration::from_millis(40)).await;
+            self.client.rest().await;
         }
         // In a healthy cluster both work.
         loop {
