@@ -128,3 +128,23 @@ fn what_is_lost_for_good_stops_neither_marks_nor_writes_nor_trims() {
     let below = Position(end);
     assert_eq!(rig.trim(2, end), ok(UnitResponse::Trimmed { below }));
 }
+
+/// Else the sequencer would be told that nothing was trimmed, and take a stream that nobody lists for an empty one.
+#[test]
+fn a_seal_reports_the_trim_mark_by_which_streams_are_listed() {
+    let mut rig = Rig::open(4);
+    rig.put(1, 0, 9);
+    rig.put(1, 1, 5);
+    let below = Position(1);
+    let trim = UnitRequest::Trim {
+        epoch: Epoch(1),
+        below,
+    };
+    let trim = rig.send(trim, bytes::Bytes::new());
+    rig.poll();
+    let report = rig.seal(2);
+    let listed: Vec<_> = rig.tails(2, 2).iter().map(|t| t.stream.0).collect();
+    assert_eq!((report.marks.trimmed, listed), (below, vec![5]));
+    let trimmed = ok(UnitResponse::Trimmed { below });
+    assert_eq!(rig.replies.remove(&trim).map(|r| r.0), Some(trimmed));
+}
