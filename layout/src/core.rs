@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use milonga_protocol::messages::{CallId, Hello, LayoutRequest, LayoutResponse, Response};
+use milonga_protocol::messages::{CallId, Hello, LayoutRequest, LayoutResponse, Refusal, Response};
 use milonga_protocol::settle::{SendId, SendOutcome};
 use milonga_protocol::{
     ClusterId, Epoch, Layout, Position, Published, ServerName, Time, UnitIndex,
@@ -106,6 +106,9 @@ impl LayoutCore {
         self.now = self.now.max(now);
         match request {
             LayoutRequest::Hello(hello) => {
+                if let Some(why) = self.unlisted(&hello) {
+                    return self.refuse(call, Refusal::Identity { why });
+                }
                 self.hear(hello);
                 self.reply(call, LayoutResponse::Heard);
             }
@@ -302,6 +305,17 @@ impl LayoutCore {
 
     // --------------------------------------------------------------------------------------------- hellos
 
+    /// A unit that no chain names would wait for ever: it is told so.
+    fn unlisted(&self, hello: &Hello) -> Option<String> {
+        let name = &hello.name;
+        let unlisted = hello.unit.is_some() && !self.units.contains(name);
+        unlisted.then(|| {
+            format!(
+                "{name} is not a unit of this cluster; name it in a chain of the layout server's configuration when the cluster is made, or correct its name"
+            )
+        })
+    }
+
     fn hear(&mut self, hello: Hello) {
         let name = hello.name.clone();
         if name != self.plan.sequencer && !self.units.contains(&name) {
@@ -364,5 +378,9 @@ impl LayoutCore {
     fn reply(&mut self, call: CallId, response: LayoutResponse) {
         let response = Response::Layout(response);
         self.effect(LayoutEffect::Reply(call, response));
+    }
+
+    fn refuse(&mut self, call: CallId, refusal: Refusal) {
+        self.effect(LayoutEffect::Reply(call, Response::Refused(refusal)));
     }
 }

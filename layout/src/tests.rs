@@ -6,10 +6,12 @@ mod world;
 use std::time::Duration;
 
 use milonga_protocol::messages::{
-    CallId, LayoutRequest, LayoutResponse, Lease, Response, SequencerRequest, SequencerResponse,
+    CallId, Hello, LayoutRequest, LayoutResponse, Lease, Refusal, Response, SequencerRequest,
+    SequencerResponse,
 };
 use milonga_protocol::{
-    BackPointers, ClusterId, Epoch, ListEnd, Position, ServerName, StreamId, Time, UnitId,
+    BackPointers, ClusterId, Epoch, Incarnation, ListEnd, Position, ServerName, StreamId, Time,
+    UnitId,
 };
 
 use unit::Unit;
@@ -265,6 +267,31 @@ fn foreign_units_are_refused() {
         unit.id = UnitId(4);
     }
     stuck(&mut world, &["unit-00 and unit-01 have the same identity"]);
+}
+
+#[test]
+fn a_unit_that_no_chain_names_is_told_so() {
+    let mut world = opened(19);
+    let now = world.now;
+    let unit = world.units[&name("unit-00")].hello();
+    let hello = Hello {
+        name: name("unit-77"),
+        address: "unit-77:1".into(),
+        incarnation: Incarnation(1),
+        unit: Some(unit),
+        sequencer: false,
+    };
+    let call = CallId(7);
+    world.core().handle(now, call, LayoutRequest::Hello(hello));
+    world.run_for(1_000);
+    let [(told, Response::Refused(Refusal::Identity { why }))] = &world.replies[..] else {
+        panic!("{:?}", world.replies);
+    };
+    assert!(
+        *told == call && why.contains("unit-77 is not a unit"),
+        "{why}"
+    );
+    world.heal_and_check();
 }
 
 #[test]
