@@ -34,6 +34,10 @@ job *ARGS:
 cluster *ARGS:
     scripts/cluster {{ARGS}}
 
+# Seeded worlds: `just world --seeds 1000`, `just world --seed 7 --trace`
+world *ARGS:
+    cargo run --release -p milonga-tests --bin world -- {{ARGS}}
+
 # Property tests with many more cases
 long:
     PROPTEST_CASES=20000 cargo test --workspace --release
