@@ -41,6 +41,7 @@ mod on {
 
     thread_local! {
         static ACTIVE: Cell<u64> = const { Cell::new(0) };
+        static CALLS: Cell<u64> = const { Cell::new(0) };
     }
 
     const fn bit(plant: Plant) -> u64 {
@@ -51,6 +52,24 @@ mod on {
     #[must_use]
     pub fn active(plant: Plant) -> bool {
         ACTIVE.get() & bit(plant) != 0
+    }
+
+    /// Begins the pattern of [`acts`] anew in this thread: each world does.
+    pub fn begin() {
+        CALLS.set(0);
+    }
+
+    /// Whether `plant` is switched on and acts this time: once in about `one_in` calls, in a fixed pattern.
+    #[must_use]
+    pub fn acts(plant: Plant, one_in: u64) -> bool {
+        if !active(plant) {
+            return false;
+        }
+        let call = CALLS.get() + 1;
+        CALLS.set(call);
+        // The high bits of a multiplicative hash are well mixed.
+        let mixed = call.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33;
+        mixed.is_multiple_of(one_in)
     }
 
     /// Switches `plant` on or off for this thread, and no other: a world is one thread.
@@ -66,7 +85,10 @@ mod on {
         #[test]
         fn each_plant_is_switched_alone() {
             for plant in Plant::ALL {
+                assert!(!acts(*plant, 1));
                 set(*plant, true);
+                let acted = (0..10_000).filter(|_| acts(*plant, 10)).count();
+                assert!((500..2_000).contains(&acted), "{acted}");
                 let on: Vec<_> = Plant::ALL.iter().filter(|p| active(**p)).collect();
                 assert_eq!(on, [plant]);
                 set(*plant, false);
@@ -77,7 +99,15 @@ mod on {
 }
 
 #[cfg(feature = "plants")]
-pub use on::{active, set};
+pub use on::{active, acts, begin, set};
+
+/// Whether `plant` acts this time: never, in this build.
+#[cfg(not(feature = "plants"))]
+#[must_use]
+#[inline(always)]
+pub const fn acts(_plant: Plant, _one_in: u64) -> bool {
+    false
+}
 
 /// Whether `plant` is switched on: never, in this build.
 #[cfg(not(feature = "plants"))]

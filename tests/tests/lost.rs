@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use milonga::Milonga;
+use milonga_protocol::Position;
 
 /// Overwrites every place in the files of `dir` that holds `needle`; says how many there were.
 fn destroy(dir: &Path, needle: &[u8]) -> usize {
@@ -70,6 +71,20 @@ async fn an_object_whose_only_entry_is_lost_halts_there_and_never_looks_empty() 
             error.contains("lost") && error.contains("position"),
             "round {round}: {error}"
         );
+        milonga.close().await.expect("closes");
+    }
+    // An operator gives it up: all goes on without it, for good.
+    let milonga = Milonga::embedded(dir.path()).await.expect("opens");
+    let end = Position(1_000);
+    let given_up = milonga.client().give_up_lost(Position::ZERO, end).await;
+    assert_eq!(given_up.expect("it is closed").len(), 1);
+    milonga.close().await.expect("closes");
+    for round in 0..2 {
+        let milonga = Milonga::embedded(dir.path()).await.expect("opens");
+        let map = milonga.map::<String, String>("frail").await.expect("opens");
+        assert_eq!(map.get(&key).await.expect("reads"), None, "round {round}");
+        let counter = milonga.counter("sound").await.expect("opens");
+        assert_eq!(counter.get().await.expect("reads"), 20, "round {round}");
         milonga.close().await.expect("closes");
     }
 }

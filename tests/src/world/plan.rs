@@ -113,6 +113,14 @@ pub enum FaultKind {
 }
 
 impl FaultKind {
+    /// Whether the cluster can go on while it lasts.
+    const fn is_mild(&self) -> bool {
+        matches!(
+            self,
+            Self::SlowProcess(..) | Self::Storm(_) | Self::DiskSlow(..) | Self::Clock(..)
+        )
+    }
+
     /// Its name, for counting.
     #[must_use]
     pub const fn name(&self) -> &'static str {
@@ -259,16 +267,16 @@ impl<'a> Faults<'a> {
     fn draw(mut self) -> Vec<Fault> {
         // Swarm: few kinds together reach deeper than all of them at once.
         let allowed: Vec<u64> = (0..KINDS).filter(|_| self.rng.happens(400_000)).collect();
-        let gap = *self.rng.pick(&[SECOND, 3 * SECOND, 8 * SECOND]);
+        let gap = *self.rng.pick(&[700 * MILLI, 2 * SECOND, 5 * SECOND]);
         let mut faults = Vec::new();
         let mut at = self.rng.below(2 * gap);
         while !allowed.is_empty() && at < self.safety.0 {
             let kind = *self.rng.pick(&allowed);
             if let Some(kind) = self.kind(kind) {
-                let lasts = *self
-                    .rng
-                    .pick(&[20 * MILLI, 200 * MILLI, SECOND, 3 * SECOND]);
-                let lasts = Duration::from_nanos(self.rng.long_tailed(lasts).min(6 * SECOND));
+                let base = *self.rng.pick(&[20, 200, 1_000, 2_000]) * MILLI;
+                let typical = if kind.is_mild() { 4 * base } else { base };
+                let lasts = self.rng.long_tailed(typical).min(10 * SECOND);
+                let lasts = Duration::from_nanos(lasts);
                 let at = Moment(at);
                 faults.push(Fault { at, lasts, kind });
             }

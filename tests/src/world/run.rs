@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use milonga_client::ClientOptions;
-use milonga_protocol::ServerName;
+use milonga_protocol::{ServerName, plants};
 use milonga_transport::{Peer, Role};
 
 use crate::world::agenda::{Agenda, Stage};
@@ -67,6 +67,7 @@ pub struct Failure {
 /// Runs a plan: a pure function of plan and seed. `text`: keep the trace as text.
 #[must_use]
 pub fn run(plan: &Plan, seed: u64, text: bool) -> Report {
+    plants::begin();
     panics::catch_quietly(|| {
         let mut world = World::new(plan, seed, text);
         let failure = world.run().err();

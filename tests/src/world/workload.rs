@@ -1,8 +1,10 @@
 //! What clients do, and what has to hold: the two traits that the rest plugs in through.
 
 use std::fmt;
+use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use milonga_client::{ClientOptions, ConnectError, LogClient};
@@ -222,6 +224,25 @@ impl Client {
     /// Runs a part of the client's work beside the rest.
     pub fn spawn(&self, work: BoxFuture<'static, ()>) -> milonga_protocol::Task {
         self.0.env.0.spawn("client work", work)
+    }
+
+    /// Polls `work` at most `polls` times, then drops it where it is: `None` if it was dropped.
+    pub async fn drop_after<T>(&self, polls: u64, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = std::pin::pin!(work);
+        let mut left = polls;
+        std::future::poll_fn(move |cx| {
+            if left == 0 {
+                return Poll::Ready(None);
+            }
+            left -= 1;
+            let polled = work.as_mut().poll(cx).map(Some);
+            if polled.is_pending() && left == 0 {
+                // The drop comes at once, not with the next wake, which may be far.
+                return Poll::Ready(None);
+            }
+            polled
+        })
+        .await
     }
 
     /// Notes that an operation begins.
