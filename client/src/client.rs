@@ -106,6 +106,27 @@ impl LogClient {
         Subscription::new(log, streams.into(), from, prefetch)
     }
 
+    /// Turns into junk what lies in `from..to` and every replica has lost (rule 11): for an operator who has decided
+    /// that it will not come back. Whoever stopped there goes on without it. What any replica still has stays, and
+    /// holes are settled on the way. Answers the positions that were given up.
+    ///
+    /// # Errors
+    /// [`LogError::Lost`] names a position at or above the epoch's start: it can be given up in a later epoch.
+    pub async fn give_up_lost(
+        &self,
+        from: Position,
+        to: Position,
+    ) -> Result<Vec<Position>, LogError> {
+        let deadline = self.begin()?;
+        let tail = self.tails.tail(TailOf::Log).await?;
+        let (from, to) = (from.max(tail.trimmed), to.min(tail.next));
+        let given_up = self.settler.give_up(from, to, tail.epoch, deadline).await?;
+        if !given_up.is_empty() {
+            tracing::warn!(positions = given_up.len(), "lost positions were given up");
+        }
+        Ok(given_up.into_iter().collect())
+    }
+
     fn stop(&self) {
         self.cluster.close();
         self.tails.close();

@@ -1,6 +1,6 @@
 //! Settling: drives the pure procedure of `milonga_protocol::settle` over the network.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -38,13 +38,15 @@ pub(crate) enum What {
     Range(Position, Position),
     /// Ascending.
     Positions(Vec<Position>),
+    /// Ascending. What every replica has lost of them becomes junk.
+    GiveUp(Vec<Position>),
 }
 
 impl What {
     fn span(&self) -> (Position, Position) {
         match self {
             Self::Range(from, to) => (*from, *to),
-            Self::Positions(positions) => (
+            Self::Positions(positions) | Self::GiveUp(positions) => (
                 positions.first().copied().unwrap_or_default(),
                 positions.last().map_or(Position::ZERO, |last| last.next()),
             ),
@@ -57,6 +59,9 @@ impl What {
             Self::Positions(positions) => {
                 Settle::positions(layout, positions.iter().copied().filter(|p| *p < to))
             }
+            Self::GiveUp(positions) => {
+                Settle::giving_up(layout, positions.iter().copied().filter(|p| *p < to))
+            }
         }
     }
 }
@@ -67,6 +72,9 @@ pub(crate) struct Settler {
     ranges: Mutex<Ranges>,
     changed: Notify,
 }
+
+/// Most lost positions that one run remembers, the lowest ones.
+const MOST_LOST: usize = 65_536;
 
 /// Ranges that [`Ranges::done`] remembers.
 const REMEMBERED: usize = 64;
@@ -95,10 +103,47 @@ impl Settler {
         epoch: Epoch,
         deadline: Time,
     ) -> Result<Option<Position>, LogError> {
+        Ok(self.find_lost(what, epoch, deadline).await?.pop_first())
+    }
+
+    /// Settles what lies in `from..to` and turns into junk what every replica has lost there. Answers what that was.
+    pub(crate) async fn give_up(
+        &self,
+        from: Position,
+        to: Position,
+        epoch: Epoch,
+        deadline: Time,
+    ) -> Result<BTreeSet<Position>, LogError> {
+        let mut given_up = BTreeSet::new();
+        loop {
+            let mut lost = self
+                .find_lost(What::Range(from, to), epoch, deadline)
+                .await?;
+            // Those of the active part wait for an epoch that closes them.
+            let again = lost.iter().find(|position| given_up.contains(*position));
+            if let Some(position) = again.copied() {
+                return Err(LogError::Lost { position });
+            }
+            if lost.is_empty() {
+                return Ok(given_up);
+            }
+            let what = What::GiveUp(lost.iter().copied().collect());
+            self.find_lost(what, epoch, deadline).await?;
+            given_up.append(&mut lost);
+        }
+    }
+
+    /// Settles, and answers what is lost on every replica, at most [`MOST_LOST`] positions.
+    async fn find_lost(
+        &self,
+        what: What,
+        epoch: Epoch,
+        deadline: Time,
+    ) -> Result<BTreeSet<Position>, LogError> {
         let (from, end) = what.span();
         let mut attempts = Attempts::new(&self.cluster, deadline);
         let Some(claim) = self.claim(from, end, &attempts, deadline).await? else {
-            return Ok(None);
+            return Ok(BTreeSet::new());
         };
         metrics::counter!("milonga_client_settles_total").increment(1);
         tracing::debug!(%from, to = %end, "settling");
@@ -110,7 +155,7 @@ impl Settler {
             match self.drive(&view, &mut core, &mut found, deadline).await {
                 Ok(()) => {
                     metrics::counter!("milonga_client_junk_filled_total").increment(found.junk);
-                    if let (What::Range(..), None) = (&what, found.lost) {
+                    if matches!(what, What::Range(..)) && found.lost.is_empty() {
                         self.settled(&view, from, target.to);
                         claim.done(target.to);
                     }
@@ -274,7 +319,7 @@ impl Drop for Claim<'_> {
 #[derive(Default)]
 struct Found {
     junk: u64,
-    lost: Option<Position>,
+    lost: BTreeSet<Position>,
 }
 
 impl Found {
@@ -283,7 +328,10 @@ impl Found {
             match winner {
                 Winner::Junk => self.junk += 1,
                 Winner::Lost => {
-                    self.lost = Some(self.lost.map_or(position, |lost| lost.min(position)));
+                    self.lost.insert(position);
+                    if self.lost.len() > MOST_LOST {
+                        self.lost.pop_last();
+                    }
                 }
                 _ => {}
             }

@@ -34,7 +34,7 @@ impl Notes {
             fact(
                 "lost",
                 format!(
-                    "{lost} positions on every replica, first {shown}; only an operator can give them up (`milonga log fill`)"
+                    "{lost} positions on every replica, first {shown}; only an operator can give them up (`milonga log fill --give-up-lost`)"
                 ),
             );
         }

@@ -92,6 +92,13 @@ impl Active {
     }
 
     pub(crate) fn add_junk(&mut self, junk: Junk) {
+        // Junk over data: that was lost, and an operator has given it up.
+        let over = self.entries.range(junk.from..junk.end.max(junk.from));
+        let over = over.map(|(p, _)| *p);
+        let over = over.filter(|p| (p - junk.from).is_multiple_of(junk.stride.max(1)));
+        for position in over.collect::<Vec<_>>() {
+            self.entries.remove(&position);
+        }
         self.junk.insert(junk);
     }
 

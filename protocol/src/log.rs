@@ -348,7 +348,7 @@ pub enum LogError {
     },
     /// No replica can give this position.
     #[error(
-        "position {position} is lost on every replica; an operator must decide (`milonga log fill`)"
+        "position {position} is lost on every replica; an operator must decide (`milonga log fill --give-up-lost`)"
     )]
     Lost {
         /// The position.

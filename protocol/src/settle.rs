@@ -158,6 +158,16 @@ impl Settle {
         Self::with_lanes(lanes.collect())
     }
 
+    /// Settles some positions (ascending) of the closed part, and turns those into junk that every replica has lost:
+    /// an operator has decided that nobody will find them again (rule 11). What any replica still has stays.
+    #[must_use]
+    pub fn giving_up(layout: &Layout, positions: impl IntoIterator<Item = Position>) -> Self {
+        let closed = positions.into_iter().filter(|p| layout.is_closed(*p));
+        let mut settle = Self::positions(layout, closed);
+        settle.lanes.iter_mut().for_each(Lane::give_up);
+        settle
+    }
+
     fn with_lanes(lanes: Vec<Lane>) -> Self {
         let mut settle = Self {
             sends: VecDeque::new(),

@@ -50,6 +50,9 @@ pub(super) enum LogCommand {
         from: u64,
         /// End, exclusive; default: one position.
         to: Option<u64>,
+        /// Also turn into junk what every replica has lost. There is no way back.
+        #[arg(long)]
+        give_up_lost: bool,
     },
     /// Forget everything below a position. Refused while the directory names an object.
     Trim {
@@ -129,14 +132,13 @@ impl LogCommand {
             } => read(milonga, from, count, json).await,
             Self::Tail => tail(milonga, json).await,
             Self::Follow { stream, from } => follow(milonga, stream, from, json).await,
-            Self::Fill { from, to } => {
-                fill(
-                    milonga,
-                    from,
-                    to.unwrap_or_else(|| from.saturating_add(1)),
-                    json,
-                )
-                .await
+            Self::Fill {
+                from,
+                to,
+                give_up_lost,
+            } => {
+                let to = to.unwrap_or_else(|| from.saturating_add(1));
+                fill(milonga, from, to, give_up_lost, json).await
             }
             Self::Trim { below } => trim(milonga, below, json).await,
         }
@@ -261,16 +263,34 @@ async fn follow(
     }
 }
 
-async fn fill(milonga: &Milonga, from: u64, to: u64, json: bool) -> Result<(), Failure> {
+async fn fill(
+    milonga: &Milonga,
+    from: u64,
+    to: u64,
+    give_up_lost: bool,
+    json: bool,
+) -> Result<(), Failure> {
     let tail = milonga.log().tail(TailOf::Log).await?.next;
     if to > tail.0 {
         return Err(Failure::usage(format!(
             "position {to} is above the tail {tail}: there is nothing to fill"
         )));
     }
-    milonga.log().settle(Position(from), Position(to)).await?;
-    output::result(json, &serde_json::json!({ "from": from, "to": to }), |_| {
-        format!("settled {from}..{to}")
+    let (first, end) = (Position(from), Position(to));
+    let mut given_up = Vec::new();
+    if give_up_lost {
+        given_up = milonga.client().give_up_lost(first, end).await?;
+    } else {
+        milonga.log().settle(first, end).await?;
+    }
+    let given_up: Vec<u64> = given_up.into_iter().map(|p| p.0).collect();
+    let value = serde_json::json!({ "from": from, "to": to, "given_up": given_up });
+    output::result(json, &value, |_| {
+        let lost = match given_up.len() {
+            0 => String::new(),
+            lost => format!(", gave up {lost} lost positions"),
+        };
+        format!("settled {from}..{to}{lost}")
     })
 }
 

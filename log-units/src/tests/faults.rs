@@ -199,6 +199,40 @@ fn an_unreadable_file_is_lost_not_unwritten() {
     assert_eq!((entries[0], complete), ((3, 0), 3));
 }
 
+/// An operator gives up what the active segment holds and cannot read.
+#[test]
+fn junk_over_lost_data_stays() {
+    let mut rig = Rig::open(8);
+    for position in 0..5 {
+        rig.put(1, position, 5);
+    }
+    let mut config = config();
+    config.cache_bytes = 0;
+    let mut rig = Rig::on(rig.disk.kill(1), config, 6);
+    rig.open_epoch(2, 5);
+    let entry = entry(2, 2, &[5], 40);
+    let name = "segment-0000000000000001.log";
+    let (_, bytes) = rig.disk.files().into_iter().find(|f| f.0 == name).unwrap();
+    let at = bytes
+        .windows(entry.len())
+        .position(|w| w == &entry.bytes()[..]);
+    rig.disk.overwrite(name, at.unwrap() as u64, &[0xff; 9]);
+    assert_eq!(rig.read_one(2, 2).0, UnitReadAnswer::Lost);
+    assert_eq!(
+        answers(&rig.write_values(2, &[(2, None)])),
+        [WriteAnswer::Durable]
+    );
+    for round in 0..2 {
+        assert_eq!(rig.read_one(2 + round, 2).0, UnitReadAnswer::Junk);
+        let (entries, complete, _) = rig.streams(2 + round, &[5], 0, 5);
+        let positions: Vec<_> = entries.iter().map(|(p, _)| *p).collect();
+        assert_eq!((positions, complete), (vec![0, 1, 3, 4], 5));
+        rig = rig.restarted(9);
+        assert_eq!(rig.seal(3 + round).marks.settled, Position(5));
+        rig.open_epoch(3 + round, 5);
+    }
+}
+
 #[test]
 fn foreign_and_newer_directories_are_refused() {
     type Files = Vec<(String, Vec<u8>)>;

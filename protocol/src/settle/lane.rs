@@ -36,6 +36,8 @@ pub(super) struct Lane {
     stamp: Stamp,
     units: Vec<UnitIndex>,
     closed: bool,
+    /// What is lost on every replica becomes junk.
+    gives_up: bool,
     work: Work,
     /// Positions per batch; falls when an answer is refused as too much.
     limit: usize,
@@ -86,6 +88,7 @@ impl Lane {
             stamp: Stamp(epoch),
             units,
             closed,
+            gives_up: false,
             work,
             limit: BATCH,
             step: Step::Done,
@@ -94,6 +97,11 @@ impl Lane {
         };
         lane.next_batch();
         lane
+    }
+
+    /// What is lost on every replica becomes junk from now on.
+    pub(super) const fn give_up(&mut self) {
+        self.gives_up = self.closed;
     }
 
     pub(super) const fn is_done(&self) -> bool {
@@ -247,6 +255,7 @@ impl Lane {
         for (index, position) in now.iter().enumerate() {
             let held: Vec<&Held> = answers.iter().map(|of_unit| &of_unit[index]).collect();
             let winner = match winner(&held) {
+                Ok(Winner::Lost) if self.gives_up => Winner::Junk,
                 Ok(winner) => winner,
                 Err(why) => {
                     let position = *position;

@@ -464,3 +464,31 @@ fn a_damaged_answer_is_asked_again() {
     let winners: BTreeMap<_, _> = settle.take_winners().into_iter().collect();
     assert_eq!(winners[&Position(1)], Winner::Data(entry(Position(1))));
 }
+
+#[test]
+fn giving_up_makes_junk_of_what_all_have_lost_and_of_nothing_else() {
+    let layout = layout(6, 1, 2);
+    let mut units = units(&layout, 100);
+    let data = |p| Cell::Value(Value::Data(entry(Position(p))));
+    for unit in &mut units {
+        unit.cells.insert(Position(0), data(0));
+        unit.cells.insert(Position(1), Cell::Lost);
+        unit.cells.insert(Position(7), Cell::Lost);
+    }
+    units[0].cells.insert(Position(2), Cell::Lost);
+    units[1].cells.insert(Position(2), data(2));
+    let all = (0..8).map(Position);
+    let mut settle = Settle::giving_up(&layout, all);
+    run(&mut settle, &mut units);
+    assert_eq!(settle.end(), Some(&SettleEnd::Settled));
+    let winners: BTreeMap<_, _> = settle.take_winners().into_iter().collect();
+    assert_eq!(winners[&Position(1)], Winner::Junk);
+    assert_eq!(winners[&Position(2)], Winner::Data(entry(Position(2))));
+    assert!(!winners.contains_key(&Position(7)), "it is not closed");
+    for unit in &units {
+        assert_eq!(unit.cells[&Position(0)], data(0));
+        assert_eq!(unit.cells[&Position(1)], Cell::Value(Value::Junk));
+        assert_eq!(unit.cells[&Position(2)], data(2));
+        assert_eq!(unit.cells[&Position(7)], Cell::Lost);
+    }
+}
