@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 
 use super::Outcome::{self, NotSupported, Passed};
+use super::decisions::settle;
 use super::support::{World, join_all, poll_once};
 use crate::env::BoxFuture;
 use crate::ids::StreamId;
@@ -116,6 +117,7 @@ pub(super) async fn what_is_being_written_is_told_apart(world: World) -> Outcome
         let b = world.append(n % CLIENTS, &[other], "b").await.position;
         let tail = world.tail((n + 1) % CLIENTS, &[s, other]).await;
         assert!(b < tail.target().to && b < tail.written_end(), "clause 3");
+        settle(&world, n % CLIENTS, hole, b).await;
     }
     Passed
 }
