@@ -213,7 +213,10 @@ impl TailChecks {
             answers.into_iter().flat_map(|a| a.streams).collect(),
         );
         let ends = confirmed.flatten();
-        tail.written = ends.map(|ends| written(&tail, &ends, view.layout().start));
+        // Below the start other chains may hold what counts, and everything is settled without waiting for anybody;
+        // who is below the trim mark has to hear of it (rule 22).
+        let least = view.layout().start.max(tail.trimmed);
+        tail.written = ends.map(|ends| written(&tail, &ends, least));
         Ok(tail)
     }
 
@@ -339,10 +342,9 @@ fn higher(mut one: Written, other: Written) -> Written {
     one
 }
 
-/// Lowers what was granted to what the tails hold. Below `start` other chains may hold what counts, and everything
-/// there is settled without waiting for anybody, so nothing is lowered below it.
-fn written(tail: &Tail, ends: &Written, start: Position) -> Written {
-    let lowered = |granted: Position, end: Position| granted.min(end.max(start));
+/// Lowers what was granted to what the tails hold, but to nothing below `least`.
+fn written(tail: &Tail, ends: &Written, least: Position) -> Written {
+    let lowered = |granted: Position, end: Position| granted.min(end.max(least));
     let streams = tail.streams.iter().zip(&ends.streams);
     Written {
         log: lowered(tail.next, ends.log),

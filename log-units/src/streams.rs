@@ -265,10 +265,18 @@ impl Unit {
             let why = format!("{} streams, at most {ITEMS_PER_MESSAGE}", streams.len());
             return self.refuse(call, Refusal::Malformed { why });
         }
+        // What was trimmed is not in the index any more, and who has not read it has to hear of that.
+        let trimmed = self.trimmed();
+        let at_least = |end: Position| end.max(trimmed);
         let ends = UnitResponse::Ends {
             marks: self.marks(),
-            log: self.index.high,
-            streams: self.index.ends_of(streams),
+            log: at_least(self.index.high),
+            streams: self
+                .index
+                .ends_of(streams)
+                .into_iter()
+                .map(at_least)
+                .collect(),
         };
         self.reply(call, ends, Bytes::new());
     }

@@ -174,3 +174,26 @@ async fn many_streams_take_several_messages() {
     assert_eq!(tail.streams[8_500].last(), Some(Position(1)));
     assert_eq!(fake.served(is_tail), 3);
 }
+
+/// Rule 22: a reader that napped through a trim must run into the mark, not believe that there is nothing to read.
+#[tokio::test(start_paused = true)]
+async fn a_reader_of_what_was_trimmed_runs_into_the_mark() {
+    let fake = Fake::new(2, 2);
+    let (writer, reader) = (client(&fake).await, client(&fake).await);
+    for text in ["0", "1", "2"] {
+        append(&writer, text).await;
+    }
+    writer
+        .settle(Position(0), Position(3))
+        .await
+        .expect("no faults");
+    assert_eq!(writer.trim(Position(3)).await, Ok(Position(3)));
+    let tail = reader
+        .tail(TailOf::Streams([S].into()))
+        .await
+        .expect("no faults");
+    assert_eq!(tail.target().to, Position(3));
+    let read = crate::stream_read(Position(0), tail.target());
+    let read = reader.read_streams(read).await;
+    assert!(matches!(read, Err(LogError::Trimmed { .. })), "{read:?}");
+}

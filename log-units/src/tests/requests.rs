@@ -782,3 +782,39 @@ fn ends_lie_above_everything_durable_and_are_exact_for_busy_streams() {
     );
     assert!(exact > 700, "{exact} of {}", held.len() * 3);
 }
+
+#[test]
+fn ends_are_not_below_the_trim_mark() {
+    let mut rig = Rig::open(78);
+    for position in 0..4 {
+        rig.put(1, position, 1);
+    }
+    rig.trim(1, 3);
+    let request = UnitRequest::Ends {
+        epoch: Epoch(1),
+        streams: vec![StreamId(1), StreamId(2)],
+    };
+    for mut rig in [rig.restarted(79), rig] {
+        if rig.hello().unwrap().serving == Epoch::NONE {
+            rig.seal(2);
+            rig.open_epoch(2, 4);
+        }
+        let request = match request.clone() {
+            UnitRequest::Ends { streams, .. } => UnitRequest::Ends {
+                epoch: rig.hello().unwrap().serving,
+                streams,
+            },
+            other => other,
+        };
+        let Response::Unit(UnitResponse::Ends { log, streams, .. }) = rig.ask(request) else {
+            panic!("no ends");
+        };
+        assert_eq!(log, Position(4));
+        assert_eq!(streams[0], Position(4));
+        assert!(
+            streams[1] >= Position(3),
+            "{}: of what was trimmed, who knows",
+            streams[1]
+        );
+    }
+}
