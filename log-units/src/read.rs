@@ -1,7 +1,5 @@
 //! Reads of single positions, and what comes of every finished read.
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
 use milonga_protocol::limits::ITEMS_PER_MESSAGE;
 use milonga_protocol::messages::{CallId, Marks, Refusal, UnitReadAnswer, UnitResponse, WireValue};
@@ -204,18 +202,13 @@ impl Unit {
             Purpose::Values(marks) => self.answer_values(job.call, marks, job.slots),
             Purpose::Winners => self.answer_winners(job.call, job.slots),
             Purpose::Streams(read) => self.answer_streams(job.call, &read, job.slots),
-            Purpose::Compare(request) => {
-                let known: BTreeMap<_, _> = job
-                    .slots
-                    .into_iter()
-                    .filter_map(|(position, slot)| match slot {
-                        Slot::Data(entry) => {
-                            Some((position, EncodedEntry::check(entry).ok()?.id()))
-                        }
-                        _ => None,
-                    })
-                    .collect();
-                self.write_knowing(job.call, request, &known);
+            Purpose::Compare(mut request) => {
+                let found = |(position, slot)| match slot {
+                    Slot::Data(entry) => Some((position, EncodedEntry::check(entry).ok()?.id())),
+                    _ => None,
+                };
+                request.learn(job.slots.into_iter().filter_map(found));
+                self.carry_out_write(job.call, request);
             }
         }
     }

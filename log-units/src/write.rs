@@ -22,6 +22,16 @@ pub(crate) struct WriteRequest {
     settled: Position,
     items: Vec<(Position, Value)>,
     bytes: usize,
+    /// Whose entries were found where they had to be read. It only grows, so comparing comes to an end whatever the
+    /// cache does meanwhile.
+    known: BTreeMap<Position, EntryId>,
+}
+
+impl WriteRequest {
+    /// Notes what a read has found.
+    pub(crate) fn learn(&mut self, found: impl IntoIterator<Item = (Position, EntryId)>) {
+        self.known.extend(found);
+    }
 }
 
 /// A value that came with a request.
@@ -81,27 +91,23 @@ impl Unit {
                     settled,
                     items,
                     bytes,
+                    known: BTreeMap::new(),
                 };
-                self.write_knowing(call, request, &BTreeMap::new());
+                self.carry_out_write(call, request);
             }
             Err(why) => self.refuse(call, Refusal::Malformed { why }),
         }
     }
 
-    /// Carries out a write. `known`: whose entries were found where they had to be read.
-    pub(crate) fn write_knowing(
-        &mut self,
-        call: CallId,
-        request: WriteRequest,
-        known: &BTreeMap<Position, EntryId>,
-    ) {
+    /// Carries out a write, once it is known what is held at its positions.
+    pub(crate) fn carry_out_write(&mut self, call: CallId, request: WriteRequest) {
         if let Some(refusal) = self.refusal_of_write(request.epoch, request.bytes) {
             return self.refuse(call, refusal);
         }
         self.told(request.items.first().map(|(p, _)| *p), request.settled);
         let mut look = Vec::new();
         for (position, value) in &request.items {
-            match self.judge(*position, value, known) {
+            match self.judge(*position, value, &request.known) {
                 Verdict::Look(place) => look.push((*position, Slot::Disk(place))),
                 Verdict::LostAtHead => {
                     let why = format!("the value at {position} is damaged here");
@@ -121,7 +127,7 @@ impl Unit {
         let mut answers = Vec::with_capacity(request.items.len());
         let mut last = 0;
         for (position, value) in request.items {
-            let answer = match self.judge(position, &value, known) {
+            let answer = match self.judge(position, &value, &request.known) {
                 Verdict::Answer(answer) => (answer, 0),
                 Verdict::Wait(seq) => (WriteAnswer::Durable, seq),
                 Verdict::New { stride } => {

@@ -342,3 +342,24 @@ fn requests_before_the_directory_is_read_are_refused() {
     assert_eq!(rig.replies[&call].0, Response::Refused(Refusal::NotOpen));
     assert!(rig.unit.hello().is_none());
 }
+
+#[test]
+fn a_retry_is_compared_to_its_end_though_nothing_stays_in_the_cache() {
+    for seed in 0..20 {
+        let mut config = config();
+        config.cache_bytes = 0;
+        let mut rig = Rig::on(SimDisk::new(seed), config, seed);
+        rig.open_epoch(1, 0);
+        rig.put(1, 0, 7);
+        // The second one becomes durable while the first is being read: then it has to be read, too.
+        let (request, body) = write(1, &[(1, Some(entry(1, 1, &[7], 10)))]);
+        rig.send(request, body);
+        let both = [0, 1].map(|p| (p, Some(entry(p, 1, &[7], 10))));
+        let (request, body) = write(1, &both);
+        let retry = rig.send(request, body);
+        for _ in 0..200 {
+            rig.step();
+        }
+        assert!(rig.replies.contains_key(&retry), "seed {seed}");
+    }
+}
