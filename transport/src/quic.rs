@@ -12,6 +12,7 @@
 //! the handshake; nothing else is read before.
 
 mod client;
+mod datagrams;
 mod failure;
 mod frames;
 mod greeting;
@@ -28,4 +29,5 @@ mod tests;
 mod wire;
 
 pub use client::QuicNetwork;
+pub use datagrams::Datagrams;
 pub use server::{BindError, QuicServer};

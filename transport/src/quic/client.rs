@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
@@ -9,9 +10,10 @@ use milonga_protocol::env::{BoxFuture, SharedEnv, Time};
 use milonga_protocol::frame::{Message, check_size};
 use quinn::Endpoint;
 
+use super::datagrams::{Datagrams, Udp};
 use super::failure::Close;
 use super::link::Link;
-use super::settings::{client_config, client_endpoint, socket};
+use super::settings::{client_config, client_endpoint};
 use super::wire::Unsent;
 use crate::bounds::Bounds;
 use crate::identity::Identity;
@@ -36,6 +38,7 @@ pub(super) struct Dialler {
     pub(super) identity: Arc<Identity>,
     pub(super) bounds: Bounds,
     pub(super) config: quinn::ClientConfig,
+    datagrams: Arc<dyn Datagrams>,
     endpoints: Mutex<Endpoints>,
 }
 
@@ -62,6 +65,18 @@ impl QuicNetwork {
         identity: Arc<Identity>,
         bounds: Bounds,
     ) -> SharedNetwork {
+        Self::client_over(env, tls, identity, bounds, Arc::new(Udp))
+    }
+
+    /// As [`QuicNetwork::client_with`], over other sockets than this computer's.
+    #[must_use]
+    pub fn client_over(
+        env: SharedEnv,
+        tls: &Tls,
+        identity: Arc<Identity>,
+        bounds: Bounds,
+        datagrams: Arc<dyn Datagrams>,
+    ) -> SharedNetwork {
         let config = client_config(tls, &bounds).expect("checked when it was read");
         Arc::new(Self {
             dialler: Arc::new(Dialler {
@@ -69,6 +84,7 @@ impl QuicNetwork {
                 identity,
                 bounds,
                 config,
+                datagrams,
                 endpoints: Mutex::default(),
             }),
             links: Mutex::default(),
@@ -154,8 +170,10 @@ impl Dialler {
             return Ok(endpoint.clone());
         }
         let made = || {
-            let runtime = Arc::new(quinn::TokioRuntime);
-            Endpoint::new(client_endpoint(), None, socket(any)?, runtime)
+            let runtime = self.datagrams.runtime().map_err(io::Error::other)?;
+            let socket = self.datagrams.bind(any)?;
+            let config = client_endpoint(self.datagrams.seed());
+            Endpoint::new_with_abstract_socket(config, None, socket, runtime)
         };
         let endpoint = made().map_err(|error| format!("no UDP socket: {error}"))?;
         Ok(place.insert(endpoint).clone())

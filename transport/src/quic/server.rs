@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use milonga_protocol::ServerName;
 use milonga_protocol::env::{SharedEnv, Task};
-use quinn::{Endpoint, Incoming, Runtime, TokioRuntime};
-use tokio::runtime::Handle;
+use quinn::{Endpoint, Incoming};
 use tokio::sync::mpsc;
 
+use super::datagrams::{Datagrams, Udp};
 use super::failure::{Close, text};
 use super::numbers::refused;
 use super::serve::serve;
-use super::settings::{server_config, server_endpoint, socket};
+use super::settings::{server_config, server_endpoint};
 use super::socket::Tracked;
 use crate::bounds::Bounds;
 use crate::env::NoRuntime;
@@ -106,6 +106,22 @@ impl QuicServer {
         service: Arc<dyn Service>,
         bounds: Bounds,
     ) -> Result<Self, BindError> {
+        Self::bind_over(env, address, tls, identity, service, bounds, &Udp)
+    }
+
+    /// As [`QuicServer::bind_with`], over other sockets than this computer's.
+    ///
+    /// # Errors
+    /// As [`QuicServer::bind`].
+    pub fn bind_over(
+        env: SharedEnv,
+        address: SocketAddr,
+        tls: &Tls,
+        identity: Arc<Identity>,
+        service: Arc<dyn Service>,
+        bounds: Bounds,
+        datagrams: &dyn Datagrams,
+    ) -> Result<Self, BindError> {
         if tls.role() != Role::Server || tls.name() != identity.name() {
             return Err(BindError::Certificate {
                 name: identity.name().clone(),
@@ -113,15 +129,14 @@ impl QuicServer {
                 role: tls.role(),
             });
         }
-        Handle::try_current().map_err(|_| NoRuntime)?;
+        let runtime = datagrams.runtime()?;
         let config = server_config(tls, &bounds).expect("checked when it was read");
         let (alive, gone) = mpsc::channel(1);
         let made = || {
-            let runtime = Arc::new(TokioRuntime);
-            let socket = runtime.wrap_udp_socket(socket(address)?)?;
+            let socket = datagrams.bind(address)?;
             let address = socket.local_addr()?;
             let socket = Tracked::new(socket, alive.clone());
-            let endpoint = server_endpoint(tls, &env);
+            let endpoint = server_endpoint(tls, &env, datagrams.seed());
             Endpoint::new_with_abstract_socket(endpoint, Some(config), socket, runtime)
                 .map(|endpoint| (endpoint, address))
         };

@@ -53,22 +53,27 @@ pub(super) fn server_config(tls: &Tls, bounds: &Bounds) -> Result<ServerConfig, 
 
 /// A server that was killed and is back must be able to tell its callers that their connections are gone: the
 /// key by which they recognise that has to be the same in every run, so it comes from the private key.
-pub(super) fn server_endpoint(tls: &Tls, env: &SharedEnv) -> EndpointConfig {
+pub(super) fn server_endpoint(
+    tls: &Tls,
+    env: &SharedEnv,
+    seed: Option<[u8; 32]>,
+) -> EndpointConfig {
     let secret = tls.derive_secret("milonga stateless reset");
     let key = hmac::Key::new(hmac::HMAC_SHA256, &secret);
-    let mut config = with_packets(EndpointConfig::new(Arc::new(key)));
+    let mut config = with_packets(EndpointConfig::new(Arc::new(key)), seed);
     let env = env.clone();
     // quinn's own generator would not recognise the connections of an earlier run.
     config.cid_generator(move || Box::new(RandomIds(env.clone())));
     config
 }
 
-pub(super) fn client_endpoint() -> EndpointConfig {
-    with_packets(EndpointConfig::default())
+pub(super) fn client_endpoint(seed: Option<[u8; 32]>) -> EndpointConfig {
+    with_packets(EndpointConfig::default(), seed)
 }
 
-fn with_packets(mut config: EndpointConfig) -> EndpointConfig {
+fn with_packets(mut config: EndpointConfig, seed: Option<[u8; 32]>) -> EndpointConfig {
     config
+        .rng_seed(seed)
         .max_udp_payload_size(LARGEST_PACKET)
         .expect("more than QUIC's least");
     config
