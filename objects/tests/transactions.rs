@@ -6,6 +6,7 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use milonga_objects::{
@@ -590,7 +591,7 @@ async fn an_object_opened_inside_a_transaction_renews_its_world() {
     let runs = std::sync::atomic::AtomicU32::new(0);
     let outcome = a
         .transaction(async |tx| {
-            runs.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            runs.fetch_add(1, Ordering::Relaxed);
             let map = a.map::<u64, u64>("inside").await.unwrap();
             tx.insert(&map, 1, 1);
             let value = tx
@@ -636,7 +637,7 @@ async fn a_snapshot_older_than_the_window_aborts_and_a_fresh_one_commits() {
         .transaction(async |tx| {
             let old = tx.get(&map, &1).unwrap_or(0);
             tx.insert(&map, 1, old + 1);
-            if slow.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0 {
+            if slow.fetch_add(1, Ordering::Relaxed) == 0 {
                 for _ in 0..10 {
                     busy.add(1).await.unwrap();
                 }
@@ -691,4 +692,51 @@ async fn closures_that_borrow_run_in_spawned_tasks() {
     assert_eq!(task.await.unwrap().unwrap().committed(), Some(2));
     assert_eq!(map.get("b").await.unwrap(), Some(2));
     assert_eq!(map.handle().name(), "map");
+}
+
+/// However few items there are, the transactions of one process do not take them from each other.
+#[tokio::test(start_paused = true)]
+async fn transactional_pops_of_one_process_never_conflict() {
+    const ITEMS: u64 = 200;
+    let log = MemoryLog::new();
+    support::jitter(&log, 9);
+    let a = replica(&log, 1);
+    let queue = a.queue::<u64>("queue").await.unwrap();
+    let done = a.map::<u64, u64>("done").await.unwrap();
+    let commits = Arc::new(AtomicU64::new(0));
+    let workers: Vec<_> = (0..32)
+        .map(|_| {
+            let (a, queue, done) = (a.clone(), queue.clone(), done.clone());
+            let commits = Arc::clone(&commits);
+            spawn(async move {
+                while commits.load(Ordering::Relaxed) < ITEMS {
+                    let outcome = a.transaction(async |tx| {
+                        let item = tx.pop(&queue);
+                        if let Some(item) = item {
+                            tx.insert(&done, item, item);
+                        }
+                        Ok::<_, Infallible>(item.is_some())
+                    });
+                    match outcome.await.unwrap() {
+                        Outcome::Committed { value, .. } => {
+                            commits.fetch_add(u64::from(value), Ordering::Relaxed);
+                        }
+                        other => panic!("{other:?}"),
+                    }
+                    support::pause(1).await;
+                }
+            })
+        })
+        .collect();
+    // Never more than a few at a time, for 32 workers.
+    for n in 0..ITEMS {
+        queue.push(n).await.unwrap();
+    }
+    for worker in workers {
+        worker.await.unwrap();
+    }
+    assert_eq!(done.len().await.unwrap() as u64, ITEMS);
+    let entries = a.applied().0;
+    // An aborted transaction leaves its commit record in the log.
+    assert!(entries <= 2 + 2 * ITEMS, "{entries} entries");
 }

@@ -111,6 +111,7 @@ impl Replica {
             obstacle: Mutex::default(),
             next_lane: AtomicU64::new(0),
             claims: Mutex::default(),
+            claim_ended: Notify::new(),
             env: Arc::clone(&env),
             log,
             options,

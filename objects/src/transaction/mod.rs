@@ -17,6 +17,7 @@ use crate::replica::sync::Reach;
 use crate::replica::{Backoff, Replica};
 use crate::versions::Clash;
 
+use tx::Crowd;
 pub use tx::{Len, Tx};
 
 /// A world that lacks an object is renewed so many times.
@@ -83,10 +84,17 @@ impl Replica {
             Duration::from_millis(50),
         );
         let (mut attempts, mut renewals) = (0, 0);
+        let patience = shared.env.now().after(shared.options.deadline);
         loop {
             let synced = shared.syncs.sync(Reach::Written).await;
             synced.map_err(|source| TransactionError::Read { source })?;
-            let mut tx = Tx::new(Arc::clone(shared));
+            // Made before looking, so that none is missed.
+            let claim_ended = shared.claim_ended.notified();
+            let crowd = match shared.env.now() < patience {
+                true => Crowd::Wait,
+                false => Crowd::Push,
+            };
+            let mut tx = Tx::new(Arc::clone(shared), crowd);
             let run = AssertUnwindSafe(closure.clone()(&mut tx)).catch_unwind();
             let result = run.await;
             match tx.obstacle.take() {
@@ -97,6 +105,15 @@ impl Replica {
                 }
                 Some(source) => return Err(TransactionError::Read { source }),
                 None => {}
+            }
+            if tx.crowd == Crowd::Met {
+                drop(tx);
+                tokio::select! {
+                    biased;
+                    () = claim_ended => {}
+                    () = backoff.sleep() => {}
+                }
+                continue;
             }
             let value = match result {
                 Ok(Ok(value)) => value,

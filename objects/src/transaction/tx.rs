@@ -28,8 +28,9 @@ use crate::world::Frozen;
 
 /// A transaction under way: reads a frozen world and its own writes.
 ///
-/// If an object cannot be read (it halted, or was opened after the transaction began) a read returns a placeholder
-/// (`None`, zero, empty), and the transaction is run again or fails, whatever the closure makes of it.
+/// If an object cannot be read (it halted, or was opened after the transaction began), or all items of a queue are in
+/// the hands of other transactions of this replica, a read returns a placeholder (`None`, zero, empty), and the
+/// transaction is run again or fails, whatever the closure makes of it.
 pub struct Tx {
     shared: Arc<Shared>,
     world: Arc<Frozen>,
@@ -42,6 +43,18 @@ pub struct Tx {
     pub(super) unwritable: Option<UpdateError>,
     /// Items that no other local transaction should take meanwhile.
     claimed: Vec<(StreamId, ItemKey)>,
+    pub(super) crowd: Crowd,
+}
+
+/// What a pop does when other local transactions have taken all items that it sees.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Crowd {
+    /// It makes the transaction wait for them.
+    Wait,
+    /// It takes one of theirs: one of the two will conflict.
+    Push,
+    /// It found a crowd: the transaction has to be run again.
+    Met,
 }
 
 /// A private state. What was written is applied when it is read.
@@ -51,7 +64,7 @@ struct Overlay<O: Object> {
 }
 
 impl Tx {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, crowd: Crowd) -> Self {
         Self {
             world: shared.freeze(),
             shared,
@@ -61,6 +74,7 @@ impl Tx {
             obstacle: None,
             unwritable: None,
             claimed: Vec::new(),
+            crowd,
         }
     }
 
@@ -175,6 +189,10 @@ impl Tx {
             let _ = self.read_whole(queue);
             return None;
         };
+        if claimed.contains(&key) && self.crowd != Crowd::Push {
+            self.crowd = Crowd::Met;
+            return None;
+        }
         if claimed.insert(key) {
             self.claimed.push((stream, key));
         }
@@ -405,6 +423,8 @@ impl Drop for Tx {
                 of_stream.remove(key);
             }
         }
+        drop(claims);
+        self.shared.claim_ended.notify_waiters();
     }
 }
 
