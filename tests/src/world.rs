@@ -19,6 +19,7 @@ mod journal;
 mod network;
 mod panics;
 mod plan;
+mod quic;
 mod rng;
 mod run;
 mod shrink;

@@ -31,6 +31,15 @@ fn a_seed_is_the_same_in_two_processes() {
 }
 
 #[test]
+fn a_seed_over_quic_is_the_same_in_two_processes_and_nothing_fails() {
+    let seed = (1_000..).find(|seed| Plan::draw(*seed).quic).expect("some");
+    assert_eq!(trace_of(seed), trace_of(seed), "seed {seed}");
+    let mut plan = Plan::draw(seed);
+    plan.faults.clear();
+    assert_eq!(run(&plan, seed, false).failure, None);
+}
+
+#[test]
 fn a_changed_delay_changes_the_trace() {
     let plan = Plan::draw(1_000);
     let mut slower = plan.clone();

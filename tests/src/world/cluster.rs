@@ -8,13 +8,14 @@ use milonga_layout::ClusterPlan;
 use milonga_node::{ServerPlan, ServerProcess, UnitSettings};
 use milonga_protocol::messages::Lease;
 use milonga_protocol::{Incarnation, Limits, ServerName, SharedEnv};
-use milonga_transport::{Identity, Peer, Role, SharedNetwork};
+use milonga_transport::{Identity, Peer, Role};
 
 use crate::world::disk::{End, WorldDisk, WorldMachine, WorldStore};
 use crate::world::executor::{Executor, ProcessId};
 use crate::world::journal::{Journal, Observed};
 use crate::world::network::WorldNetwork;
 use crate::world::plan::{Plan, Shape};
+use crate::world::quic::{Line, Plug};
 use crate::world::rng::Rng;
 
 /// The servers of a world.
@@ -25,6 +26,7 @@ pub struct Cluster {
     network: WorldNetwork,
     journal: Journal,
     shape: Shape,
+    line: Line,
     rng: Rng,
     servers: BTreeMap<ServerName, Server>,
     /// Those whose start failed, and why.
@@ -42,13 +44,13 @@ struct Server {
 
 impl Cluster {
     /// A cluster whose servers do not run yet.
-    #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         seed: u64,
         plan: &Plan,
         executor: &Executor,
         network: &WorldNetwork,
         journal: &Journal,
+        line: &Line,
     ) -> Self {
         let server = |name: String| {
             let disk = WorldDisk::new(seed, &name, plan.disk.clone());
@@ -68,6 +70,7 @@ impl Cluster {
             executor: executor.clone(),
             network: network.clone(),
             journal: journal.clone(),
+            line: line.clone(),
             rng: Rng::new(seed, "cluster"),
             servers: plan.shape.servers().into_iter().map(server).collect(),
             shape: plan.shape.clone(),
@@ -97,10 +100,9 @@ impl Cluster {
     #[must_use]
     pub fn layout_servers(&self) -> Vec<Peer> {
         let name = self.shape.layout_server();
-        vec![Peer {
-            name: name.into(),
-            address: name.into(),
-        }]
+        let name = name.into();
+        let address = self.line.address(&name).as_str().into();
+        vec![Peer { name, address }]
     }
 
     /// Starts a server, unless it runs.
@@ -122,9 +124,8 @@ impl Cluster {
         };
         let start = Start {
             plan: server_plan(&self.shape, name),
-            endpoint: self
-                .network
-                .endpoint(process, env.clone(), name.clone(), Role::Server),
+            line: self.line.clone(),
+            journal: self.journal.clone(),
             name: name.clone(),
             network: self.network.clone(),
             layout: self.layout_servers(),
@@ -220,38 +221,40 @@ struct Start {
     machine: WorldMachine,
     env: SharedEnv,
     process: ProcessId,
-    endpoint: SharedNetwork,
+    line: Line,
+    journal: Journal,
     network: WorldNetwork,
     layout: Vec<Peer>,
     failed: Failures,
 }
 
 impl Start {
-    async fn run(self) {
+    async fn run(mut self) {
+        if let Err(why) = self.live().await {
+            self.env.sleep(Duration::from_millis(100)).await;
+            let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+            failed.push((self.name, self.process, why));
+        }
+    }
+
+    /// Runs until the process is killed; why it could not start.
+    async fn live(&mut self) -> Result<(), String> {
         let incarnation = Incarnation(self.env.random_id());
         let identity = Identity::new(self.name.clone(), incarnation);
-        let started = ServerProcess::start(
-            &self.env,
-            &self.machine,
-            self.plan,
-            &identity,
-            &self.endpoint,
-        );
-        match started.await {
-            Ok(mut process) => {
-                let service = process.service();
-                self.network
-                    .listen(self.name.clone(), self.process, service);
-                process.greet(&self.endpoint, self.name.as_str(), &self.layout);
-                // It runs until it is killed.
-                std::future::pending::<()>().await;
-            }
-            Err(error) => {
-                let why = error.to_string();
-                self.env.sleep(Duration::from_millis(100)).await;
-                let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-                failed.push((self.name, self.process, why));
-            }
-        }
+        let plug = Plug {
+            executor: &self.machine.executor,
+            network: &self.network,
+            journal: &self.journal,
+            process: self.process,
+            env: &self.env,
+            name: &self.name,
+        };
+        let network = self.line.network(&plug, Role::Server, &identity);
+        let plan = std::mem::take(&mut self.plan);
+        let process = ServerProcess::start(&self.env, &self.machine, plan, &identity, &network);
+        let mut process = process.await.map_err(|error| error.to_string())?;
+        let _serving = self.line.serve(&plug, &identity, process.service())?;
+        process.greet(&network, &self.line.address(&self.name), &self.layout);
+        std::future::pending().await
     }
 }

@@ -73,6 +73,8 @@ pub struct Record {
 pub enum Observed {
     /// A message arrived.
     Letter(Letter),
+    /// A server gave this answer, which is on its way now.
+    Answered(Letter),
     /// An operation began.
     Invoked(OperationId),
     /// An operation ended.
@@ -93,12 +95,20 @@ pub struct Pages {
     /// All operations so far, by their number.
     pub operations: Vec<Record>,
     news: Vec<Observed>,
+    calls: u64,
 }
 
 impl Journal {
     /// Adds something that happened.
     pub fn push(&self, observed: Observed) {
         self.lock().news.push(observed);
+    }
+
+    /// A number for a call that has none in the network.
+    pub(crate) fn next_call(&self) -> u64 {
+        let mut pages = self.lock();
+        pages.calls += 1;
+        pages.calls
     }
 
     /// An operation begins.

@@ -5,11 +5,13 @@
 //! never served twice. What it cannot hide happens: connections break, answers come late, twice or never.
 
 mod call;
+mod datagrams;
 mod model;
 mod observed;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
@@ -22,6 +24,8 @@ use crate::world::executor::{Executor, ProcessId};
 use crate::world::journal::{Journal, Observed};
 use crate::world::trace::Moment;
 use call::{Endpoint, Ticket};
+use datagrams::Bound;
+pub(crate) use datagrams::Inbox;
 pub use model::NetworkPlan;
 use model::{Fate, Model};
 pub use observed::{Direction, Letter};
@@ -44,6 +48,8 @@ struct State {
     /// What waits for a cut to be mended.
     held: Vec<Held>,
     rooms: BTreeMap<(ServerName, ServerName), Arc<Semaphore>>,
+    /// Bound sockets, where QUIC is the wire.
+    sockets: BTreeMap<SocketAddr, Bound>,
 }
 
 struct Listener {
@@ -122,6 +128,7 @@ impl WorldNetwork {
                 next_call: 0,
                 held: Vec::new(),
                 rooms: BTreeMap::new(),
+                sockets: BTreeMap::new(),
             }),
         }))
     }
@@ -160,6 +167,7 @@ impl WorldNetwork {
             .iter()
             .map(|name| state.servers.remove(name))
             .collect();
+        state.sockets.retain(|_, bound| bound.process != process);
         let mut told = Vec::new();
         let State { calls, model, .. } = &mut *state;
         for (number, call) in calls.iter().filter(|(_, c)| c.server == process) {

@@ -24,6 +24,8 @@ pub struct Plan {
     pub workload: usize,
     /// Typical pause of a client's task between two operations.
     pub pace: Duration,
+    /// Whether processes talk over real quinn and rustls.
+    pub quic: bool,
     /// The order of runnable tasks.
     pub order: Order,
     /// Most that a timer is late.
@@ -199,6 +201,7 @@ impl Plan {
         Self {
             workload: rng.index(1 << 20),
             pace: Duration::from_millis(*rng.pick(&[20, 100, 300])),
+            quic: rng.happens(70_000),
             order: *rng.pick(&[Order::Random, Order::Random, Order::Fifo, Order::Lifo]),
             lateness: Duration::from_micros(*rng.pick(&[0, 1, 50, 1_000])),
             network: draw_network(rng),

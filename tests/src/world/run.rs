@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use milonga_client::ClientOptions;
-use milonga_protocol::{ServerName, plants};
-use milonga_transport::{Peer, Role};
+use milonga_protocol::{Incarnation, ServerName, plants};
+use milonga_transport::{Identity, Peer, Role};
 
 use crate::world::agenda::{Agenda, Stage};
 use crate::world::cluster::{Cluster, new_process};
@@ -16,6 +16,7 @@ use crate::world::executor::{Executor, ProcessId, RunError};
 use crate::world::journal::{Journal, Record};
 use crate::world::network::WorldNetwork;
 use crate::world::plan::Plan;
+use crate::world::quic::{Line, Plug};
 use crate::world::rng::Rng;
 use crate::world::trace::{Moment, Trace};
 use crate::world::workload::{
@@ -94,17 +95,23 @@ impl<'a> World<'a> {
         let executor = Executor::new(seed, plan.order, plan.lateness, trace);
         let journal = Journal::default();
         let network = WorldNetwork::new(seed, &executor, &journal, plan.network.clone());
-        let cluster = Cluster::new(seed, plan, &executor, &network, &journal);
+        let servers = plan.shape.servers();
+        let servers: Vec<_> = servers.iter().map(ServerName::new).collect();
+        let clients: Vec<_> = (0..plan.shape.clients).map(client_name).collect();
+        let line = if plan.quic {
+            Line::quic(&servers, &clients)
+        } else {
+            Line::Memory
+        };
+        let cluster = Cluster::new(seed, plan, &executor, &network, &journal, &line);
         let mut workloads = workloads::all();
         let workload = workloads.swap_remove(plan.workload % workloads.len());
         let mut invariants = invariants::all();
         invariants.extend(workload.invariants());
-        let clients = Clients::new(
-            plan, seed, &executor, &network, &journal, workload, &cluster,
-        );
-        let servers = plan.shape.servers();
-        let names = servers.iter().map(ServerName::new);
-        let names = names.chain(clients.names()).collect();
+        let names = servers.into_iter().chain(clients).collect();
+        let mut clients = Clients::new(plan, seed, &executor, &network, &journal, workload);
+        clients.layout = cluster.layout_servers();
+        clients.line = line;
         Self {
             plan,
             seed,
@@ -303,6 +310,10 @@ fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
+fn client_name(number: usize) -> ServerName {
+    format!("client-{}", number + 1).as_str().into()
+}
+
 /// The client processes of a world.
 #[derive(Debug)]
 pub(crate) struct Clients {
@@ -312,6 +323,7 @@ pub(crate) struct Clients {
     journal: Journal,
     workload: Box<dyn Workload>,
     layout: Vec<Peer>,
+    line: Line,
     options: ClientOptions,
     pace: Duration,
     shared: Arc<Shared>,
@@ -336,14 +348,13 @@ impl Clients {
         network: &WorldNetwork,
         journal: &Journal,
         workload: Box<dyn Workload>,
-        cluster: &Cluster,
     ) -> Self {
         let mut options = ClientOptions::default();
         options.deadline = Duration::from_secs(5);
         options.groups_in_flight = plan.shape.groups_in_flight;
         options.group_entries = plan.shape.group_entries;
         let state = |number: usize| {
-            let name = format!("client-{}", number + 1).as_str().into();
+            let name = client_name(number);
             let state = ClientState {
                 number,
                 runs: 0,
@@ -358,7 +369,8 @@ impl Clients {
             network: network.clone(),
             journal: journal.clone(),
             workload,
-            layout: cluster.layout_servers(),
+            layout: Vec::new(),
+            line: Line::Memory,
             options,
             pace: plan.pace,
             shared: Arc::default(),
@@ -366,10 +378,6 @@ impl Clients {
             rng: Rng::new(seed, "clients"),
             all: (0..plan.shape.clients).map(state).collect(),
         }
-    }
-
-    fn names(&self) -> impl Iterator<Item = ServerName> {
-        self.all.keys().cloned()
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -406,9 +414,16 @@ impl Clients {
         state.running = Some(process);
         state.ended = Arc::default();
         let env = self.executor.env(process);
-        let network = self
-            .network
-            .endpoint(process, env.clone(), name.clone(), Role::Client);
+        let plug = Plug {
+            executor: &self.executor,
+            network: &self.network,
+            journal: &self.journal,
+            process,
+            env: &env,
+            name,
+        };
+        let identity = Identity::new(name.clone(), Incarnation(env.random_id()));
+        let network = self.line.network(&plug, Role::Client, &identity);
         let client = Client::new(Inside {
             name: name.clone(),
             number: state.number,

@@ -141,6 +141,10 @@ impl Ticket {
         let message = response.unwrap_or(&nothing);
         let letter = Letter::new(now, self.number, link, Direction::Response, message);
         self.net.executor.trace(&(&letter, fate));
+        if response.is_some() {
+            let observed = Observed::Answered(letter.clone());
+            self.net.journal.push(observed);
+        }
         let copy = || -> Box<dyn FnOnce() + Send> {
             let (net, number, letter) = (Arc::clone(&self.net), self.number, letter.clone());
             match response {

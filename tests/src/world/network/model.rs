@@ -137,6 +137,30 @@ impl Model {
         Moment(at.div_ceil(tick) * tick)
     }
 
+    /// When a datagram arrives (never, once or twice), and whether it was damaged on its way.
+    pub(crate) fn draw_datagram(
+        &mut self,
+        now: Moment,
+        from: &ServerName,
+        to: &ServerName,
+    ) -> (Vec<Moment>, bool) {
+        let lost = self.rng.happens(self.plan.loss + self.storm);
+        if lost || self.is_cut(from, to) {
+            return (Vec::new(), false);
+        }
+        let twice = self.rng.happens(self.plan.duplication + self.storm / 2);
+        let tick = self.plan.tick.max(1);
+        let arrivals = (0..if twice { 2 } else { 1 }).map(|_| {
+            let at = now.plus(self.delay(from, to)).0;
+            Moment(at.div_ceil(tick) * tick)
+        });
+        let arrivals = arrivals.collect();
+        (
+            arrivals,
+            self.rng.happens(self.plan.corruption + self.storm / 20),
+        )
+    }
+
     /// Whether a message to nobody is noticed, and when.
     pub(crate) fn nobody(
         &mut self,
