@@ -1,13 +1,67 @@
 //! What has to hold, one file each.
+//!
+//! Some look at what servers answer, in the order in which they do ([`crate::world::Wire`]); the others at what
+//! clients were told. I8, I9 and I16 speak of objects and come with their workloads.
 
 mod acknowledged;
+mod epochs;
+mod failed;
+mod listed;
+mod lost;
+mod one_epoch;
+mod pointers;
+mod prefixes;
+mod reached;
+mod real_time;
+mod replicas;
+mod sealed;
+mod settled;
+mod tokens;
+mod trimmed;
+mod values;
+mod write_once;
+
+#[cfg(test)]
+mod samples;
 
 use crate::world::workload::Invariant;
 
 pub use acknowledged::Acknowledged;
+pub use epochs::Epochs;
+pub use failed::Failed;
+pub use listed::Listed;
+pub use lost::Lost;
+pub use one_epoch::OneEpoch;
+pub use pointers::Pointers;
+pub use prefixes::Prefixes;
+pub use reached::Reached;
+pub use real_time::RealTime;
+pub use replicas::Replicas;
+pub use sealed::Sealed;
+pub use settled::Settled;
+pub use tokens::Tokens;
+pub use trimmed::Trimmed;
+pub use write_once::WriteOnce;
 
-/// What has to hold in every world, whatever its clients do.
+/// What has to hold in every world, whatever its clients do. In order of their numbers: the first that is broken is
+/// named.
 #[must_use]
-pub const fn all() -> Vec<Box<dyn Invariant>> {
-    Vec::new()
+pub fn all() -> Vec<Box<dyn Invariant>> {
+    vec![
+        Box::<WriteOnce>::default(),
+        Box::<Acknowledged>::default(),
+        Box::<Settled>::default(),
+        Box::<Sealed>::default(),
+        Box::<Epochs>::default(),
+        Box::<Tokens>::default(),
+        Box::<Prefixes>::default(),
+        Box::<RealTime>::default(),
+        Box::<Trimmed>::default(),
+        Box::<Lost>::default(),
+        Box::<Replicas>::default(),
+        Box::<OneEpoch>::default(),
+        Box::<Failed>::default(),
+        Box::<Pointers>::default(),
+        Box::<Listed>::default(),
+    ]
 }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use milonga_protocol::{Position, ServerName};
+use milonga_protocol::{Epoch, Position, ServerName, StreamId};
 
 use crate::world::network::Letter;
 use crate::world::trace::Moment;
@@ -18,6 +18,8 @@ pub struct OperationId(pub usize);
 pub enum Operation {
     /// An append of one entry.
     Append {
+        /// Its streams.
+        streams: Vec<StreamId>,
         /// Its bytes.
         payload: Bytes,
     },
@@ -25,6 +27,37 @@ pub enum Operation {
     Read {
         /// Which.
         position: Position,
+    },
+    /// A tail check.
+    Tail {
+        /// Of these streams.
+        streams: Vec<StreamId>,
+    },
+    /// A tail check, and then reads of streams up to its target.
+    Sync {
+        /// Which streams.
+        streams: Vec<StreamId>,
+        /// Everything below was seen.
+        from: Position,
+    },
+    /// One reading of streams, as far as it goes.
+    Follow {
+        /// Which streams.
+        streams: Vec<StreamId>,
+        /// Everything below was seen.
+        from: Position,
+    },
+    /// Deciding every hole in a range.
+    Settle {
+        /// First position.
+        from: Position,
+        /// End, exclusive.
+        to: Position,
+    },
+    /// Trimming.
+    Trim {
+        /// Everything below.
+        below: Position,
     },
     /// Anything else, in words.
     Other(String),
@@ -46,12 +79,44 @@ pub enum Outcome {
     Trimmed,
     /// No replica can give it.
     Lost,
+    /// What a tail check found.
+    Tail(Tail),
+    /// Entries of streams in order, with their streams, and the end, exclusive, of what they are complete to.
+    Entries(Vec<Seen>, Position),
+    /// Trimmed below.
+    Mark(Position),
+    /// Done.
+    Done,
     /// Surely nothing happened.
     Failed(String),
     /// It may have happened, or may happen yet.
     Unknown(String),
     /// Done; anything else in words.
     Other(String),
+}
+
+/// What a tail check found.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Tail {
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// First position that was not granted.
+    pub next: Position,
+    /// Every append that returned before lies below it.
+    pub written: Position,
+    /// Of the streams asked, together, too.
+    pub target: Position,
+}
+
+/// An entry of a stream, as a client saw it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Seen {
+    /// Where.
+    pub position: Position,
+    /// Its streams.
+    pub streams: Vec<StreamId>,
+    /// Its bytes.
+    pub payload: Bytes,
 }
 
 /// One operation of one client.

@@ -6,6 +6,7 @@
 
 mod call;
 mod datagrams;
+mod exchange;
 mod model;
 mod observed;
 
@@ -26,6 +27,7 @@ use crate::world::trace::Moment;
 use call::{Endpoint, Ticket};
 use datagrams::Bound;
 pub(crate) use datagrams::Inbox;
+pub use exchange::{Exchange, How, Said, Shown, Wire};
 pub use model::NetworkPlan;
 use model::{Fate, Model};
 pub use observed::{Direction, Letter};

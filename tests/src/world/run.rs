@@ -14,7 +14,7 @@ use crate::world::agenda::{Agenda, Stage};
 use crate::world::cluster::{Cluster, new_process};
 use crate::world::executor::{Executor, ProcessId, RunError};
 use crate::world::journal::{Journal, Record};
-use crate::world::network::WorldNetwork;
+use crate::world::network::{Wire, WorldNetwork};
 use crate::world::plan::Plan;
 use crate::world::quic::{Line, Plug};
 use crate::world::rng::Rng;
@@ -86,6 +86,7 @@ struct World<'a> {
     clients: Clients,
     agenda: Agenda,
     invariants: Vec<Box<dyn Invariant>>,
+    wire: Wire,
     names: Vec<ServerName>,
 }
 
@@ -122,6 +123,7 @@ impl<'a> World<'a> {
             clients,
             agenda: Agenda::new(plan),
             invariants,
+            wire: Wire::new(plan),
             names,
         }
     }
@@ -193,10 +195,12 @@ impl<'a> World<'a> {
         news: &[crate::world::journal::Observed],
         check: impl Fn(&mut dyn Invariant, &WorldView<'_>) -> Result<(), Violation>,
     ) -> Result<(), Failure> {
+        self.wire.take(news);
         let pages = self.journal.lock();
         let view = WorldView {
             now,
             news,
+            wire: &self.wire,
             pages: &pages,
             cluster: &self.cluster,
             healed,

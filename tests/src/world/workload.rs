@@ -14,6 +14,7 @@ use milonga_transport::{Peer, SharedNetwork};
 
 use crate::world::executor::{Executor, ProcessId};
 use crate::world::journal::{Journal, Observed, Operation, OperationId, Outcome, Pages};
+use crate::world::network::Wire;
 use crate::world::rng::Rng;
 use crate::world::trace::Moment;
 
@@ -67,6 +68,8 @@ pub struct WorldView<'a> {
     pub now: Moment,
     /// What happened since the last look, in order.
     pub news: &'a [Observed],
+    /// The requests among it with their answers, taken apart.
+    pub wire: &'a Wire,
     /// All operations so far.
     pub pages: &'a Pages,
     /// The servers and their disks.
@@ -245,6 +248,11 @@ impl Client {
         .await
     }
 
+    /// Adds a line to the trace.
+    pub fn note(&self, what: &str) {
+        self.0.executor.trace(&(self.name().as_str(), what));
+    }
+
     /// Notes that an operation begins.
     #[must_use]
     pub fn invoke(&self, operation: Operation) -> OperationId {
@@ -258,6 +266,12 @@ impl Client {
         let now = self.0.executor.now();
         self.0.executor.trace(&(self.name().as_str(), id, &outcome));
         self.0.journal.finish(now, id, outcome);
+    }
+
+    /// The network as the client's process sees it.
+    #[must_use]
+    pub fn network(&self) -> SharedNetwork {
+        Arc::clone(&self.0.network.0)
     }
 
     /// Looks at what all clients have done so far: for checks that choose what to read.

@@ -1,20 +1,26 @@
-//! I1, I2, I3 and I15 for raw appends: what was acknowledged is what later reads see, and nothing else is.
+//! I2: what was acknowledged is readable until it is trimmed, at its position and in its streams.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use milonga_protocol::Position;
+use milonga_protocol::{Position, StreamId};
 
-use crate::world::journal::{Observed, Operation, Outcome, Record};
+use crate::world::journal::{Observed, Operation, Outcome, Record, Seen};
 use crate::world::trace::Moment;
 use crate::world::workload::{Invariant, Violation, WorldView};
 
-/// Position by position, what was acknowledged or read there first, and when that was known.
+/// See the file's head.
 #[derive(Debug, Default)]
 pub struct Acknowledged {
-    settled: BTreeMap<Position, (Moment, Outcome)>,
-    appended: BTreeMap<Bytes, Position>,
-    failed: BTreeMap<Bytes, String>,
+    appended: BTreeMap<Position, Acked>,
+    by_payload: BTreeMap<Bytes, Position>,
+}
+
+#[derive(Debug)]
+struct Acked {
+    at: Moment,
+    streams: Vec<StreamId>,
+    payload: Bytes,
 }
 
 impl Invariant for Acknowledged {
@@ -23,7 +29,7 @@ impl Invariant for Acknowledged {
     }
 
     fn source(&self) -> &'static str {
-        "log contract, clauses 1 to 4"
+        "log contract, clauses 2 to 4; F2, F17"
     }
 
     fn check(&mut self, view: &WorldView<'_>) -> Result<(), Violation> {
@@ -42,58 +48,143 @@ impl Acknowledged {
             return Ok(());
         };
         match (&record.operation, outcome) {
-            (Operation::Append { payload }, Outcome::Appended(position)) => {
-                self.appended.insert(payload.clone(), *position);
-                self.settle(record, *position, *at, Outcome::Data(payload.clone()))
+            (Operation::Append { streams, payload }, Outcome::Appended(position)) => {
+                self.appended(*position, *at, streams, payload)
             }
-            (Operation::Append { payload }, Outcome::Failed(why)) => {
-                self.failed.insert(payload.clone(), why.clone());
-                Ok(())
-            }
-            (Operation::Read { position }, Outcome::Data(_) | Outcome::Junk) => {
-                self.settle(record, *position, *at, outcome.clone())
-            }
+            (Operation::Read { position }, outcome) => self.read(record, *position, outcome),
             (
-                Operation::Read { position },
-                Outcome::Unwritten | Outcome::Lost | Outcome::Trimmed,
-            ) => match self.settled.get(position) {
-                Some((known, before)) if *known < record.invoked => Err(Violation(format!(
-                    "{} read {position} as {outcome:?} from {} to {at}, but at {known} it held {before:?}",
-                    record.client, record.invoked
-                ))),
-                _ => Ok(()),
-            },
+                Operation::Sync { streams, from } | Operation::Follow { streams, from },
+                Outcome::Entries(entries, complete),
+            ) => self.listed(record, streams, (*from, *complete), entries),
             _ => Ok(()),
         }
     }
 
-    fn settle(
+    fn appended(
         &mut self,
-        record: &Record,
         position: Position,
         at: Moment,
-        value: Outcome,
+        streams: &[StreamId],
+        payload: &Bytes,
     ) -> Result<(), Violation> {
-        if let Outcome::Data(payload) = &value {
-            if let Some(why) = self.failed.get(payload) {
-                let text = format!("{payload:?} at {position} was reported failed: {why}");
-                return Err(Violation(text));
+        let acked = Acked {
+            at,
+            streams: streams.to_vec(),
+            payload: payload.clone(),
+        };
+        let other = self.by_payload.insert(payload.clone(), position);
+        let before = self.appended.insert(position, acked);
+        if let Some(other) = other.filter(|other| *other != position) {
+            let text = format!("{payload:?} was appended at {other} and at {position}");
+            return Err(Violation(text));
+        }
+        match before {
+            Some(before) if before.payload != *payload => {
+                let before = before.payload;
+                let text = format!("{position} was given to {before:?} and to {payload:?}");
+                Err(Violation(text))
             }
-            if let Some(other) = self.appended.get(payload).filter(|p| **p != position) {
-                let text = format!("{payload:?} is at {other} and at {position}");
-                return Err(Violation(text));
+            _ => Ok(()),
+        }
+    }
+
+    fn read(
+        &self,
+        record: &Record,
+        position: Position,
+        outcome: &Outcome,
+    ) -> Result<(), Violation> {
+        if let Outcome::Data(payload) = outcome
+            && let Some(other) = self.by_payload.get(payload)
+            && *other != position
+        {
+            let text = format!("{payload:?} was appended at {other}, and is at {position}, too");
+            return Err(Violation(text));
+        }
+        let Some(acked) = self.appended.get(&position) else {
+            return Ok(());
+        };
+        let fits = match outcome {
+            Outcome::Data(payload) => *payload == acked.payload,
+            Outcome::Junk => false,
+            Outcome::Unwritten | Outcome::Lost => record.invoked <= acked.at,
+            _ => true,
+        };
+        if fits {
+            return Ok(());
+        }
+        Err(Violation(format!(
+            "{} read {position} as {outcome:?}, begun at {}, but at {} an append of {:?} returned",
+            record.client, record.invoked, acked.at, acked.payload
+        )))
+    }
+
+    fn listed(
+        &self,
+        record: &Record,
+        streams: &[StreamId],
+        (from, complete): (Position, Position),
+        entries: &[Seen],
+    ) -> Result<(), Violation> {
+        if from >= complete {
+            return Ok(());
+        }
+        for (position, acked) in self.appended.range(from..complete) {
+            if !acked.streams.iter().any(|stream| streams.contains(stream)) {
+                continue;
+            }
+            let seen = entries.iter().find(|seen| seen.position == *position);
+            if seen.is_none_or(|seen| seen.payload != acked.payload) {
+                return Err(Violation(format!(
+                    "{} read {streams:?} from {from} to {complete} and found {seen:?} at {position}, but at {} an append of {:?} returned",
+                    record.client, acked.at, acked.payload
+                )));
             }
         }
-        match self.settled.get(&position) {
-            Some((known, before)) if *before != value => Err(Violation(format!(
-                "{position} held {before:?} at {known}, but {} saw {value:?} at {at}",
-                record.client
-            ))),
-            Some(_) => Ok(()),
-            None => {
-                self.settled.insert(position, (at, value));
-                Ok(())
-            }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::invariants::samples::{STREAM, appended, operation, payload, seen};
+
+    fn read(at: u64, outcome: Outcome) -> Record {
+        let position = Position(3);
+        operation(at, Operation::Read { position }, outcome)
+    }
+
+    #[test]
+    fn an_append_that_is_not_there_is_noticed() {
+        let mut see = Acknowledged::default();
+        let before = read(1, Outcome::Unwritten);
+        assert_eq!(see.returned(&appended(1, 3, 7)), Ok(()));
+        assert_eq!(see.returned(&before), Ok(()), "begun before it returned");
+        assert_eq!(see.returned(&read(9, Outcome::Data(payload(7)))), Ok(()));
+        assert_eq!(see.returned(&read(9, Outcome::Trimmed)), Ok(()));
+        let wrong = [Outcome::Unwritten, Outcome::Lost, Outcome::Junk];
+        for wrong in wrong.into_iter().chain([Outcome::Data(payload(8))]) {
+            assert!(see.returned(&read(9, wrong)).is_err());
         }
+        assert!(see.returned(&appended(5, 4, 7)).is_err(), "twice");
+    }
+
+    #[test]
+    fn an_append_that_its_stream_leaves_out_is_noticed() {
+        let mut see = Acknowledged::default();
+        assert_eq!(see.returned(&appended(1, 3, 7)), Ok(()));
+        let mut part = |complete, entries| {
+            let sync = Operation::Sync {
+                streams: vec![STREAM],
+                from: Position(0),
+            };
+            let outcome = Outcome::Entries(entries, Position(complete));
+            see.returned(&operation(9, sync, outcome))
+        };
+        assert_eq!(part(3, vec![]), Ok(()));
+        assert_eq!(part(4, vec![seen(3, 7)]), Ok(()));
+        assert!(part(4, vec![]).is_err());
+        assert!(part(4, vec![seen(3, 8)]).is_err());
     }
 }

@@ -6,9 +6,8 @@ use milonga_protocol::{
     AppendError, BoxFuture, Log as _, NewEntry, Position, ReadAnswer, StreamId,
 };
 
-use crate::world::invariants::Acknowledged;
 use crate::world::journal::{Operation, Outcome};
-use crate::world::workload::{Client, Invariant, Workload};
+use crate::world::workload::{Client, Workload};
 
 /// Appends and reads of positions.
 #[derive(Clone, Copy, Debug)]
@@ -48,10 +47,6 @@ impl Workload for Appends {
             log.close().await;
         })
     }
-
-    fn invariants(&self) -> Vec<Box<dyn Invariant>> {
-        vec![Box::new(Acknowledged::default())]
-    }
 }
 
 struct Worker {
@@ -88,10 +83,12 @@ impl Worker {
         let text = format!("{name}/{run}/{task}/{number}/{:.>padding$}", "");
         let payload = Bytes::from(text.into_bytes());
         let stream = self.client.draw(|rng| rng.between(1, 3));
+        let streams = vec![StreamId(stream)];
         let id = self.client.invoke(Operation::Append {
+            streams: streams.clone(),
             payload: payload.clone(),
         });
-        let entry = NewEntry::new(vec![StreamId(stream)], payload);
+        let entry = NewEntry::new(streams, payload);
         let outcome = match self.log.append(entry).await {
             Ok(appended) => {
                 let high = appended.position.next().0;

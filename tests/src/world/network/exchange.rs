@@ -1,0 +1,374 @@
+//! Requests with their answers, taken apart: what the invariants of the log look at.
+//!
+//! An exchange counts from the moment at which the server *gave* the answer, whether it arrives or not: in that order
+//! a server's promises can be compared with each other.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use milonga_protocol::frame::Message;
+use milonga_protocol::messages::{
+    Body, LayoutResponse, Marks, Request, Response, SequencerRequest, UnitReadAnswer, UnitRequest,
+    UnitResponse, WireValue, WriteAnswer,
+};
+use milonga_protocol::{EncodedEntry, Epoch, Layout, Position, ServerName};
+
+use super::observed::Letter;
+use crate::world::journal::Observed;
+use crate::world::plan::{FaultKind, Plan};
+use crate::world::trace::Moment;
+
+/// What a unit says that a position holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// An entry.
+    Data(EncodedEntry),
+    /// Junk.
+    Junk,
+    /// Nothing.
+    Unwritten,
+    /// It was trimmed.
+    Trimmed,
+    /// It cannot be given.
+    Lost,
+    /// Something that is not durable yet.
+    Pending,
+    /// This unit does not hold that position.
+    NotMine,
+}
+
+impl Said {
+    /// Whether it is a value: data or junk.
+    #[must_use]
+    pub const fn is_value(&self) -> bool {
+        matches!(self, Self::Data(_) | Self::Junk)
+    }
+
+    /// Whether it is the same write: junk, or an entry of the same id.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Data(one), Self::Data(other)) => one.id() == other.id(),
+            (one, other) => one == other,
+        }
+    }
+}
+
+/// On what occasion it says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// It was read.
+    Read,
+    /// It was the winner of a fill.
+    Won,
+    /// It was listed with a stream's entries.
+    Listed,
+    /// It was written just now, and is durable.
+    Written,
+}
+
+/// One position in an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// Which.
+    pub position: Position,
+    /// What it holds.
+    pub said: Said,
+    /// On what occasion.
+    pub how: How,
+}
+
+/// A request and its answer.
+#[derive(Clone, Debug)]
+pub struct Exchange {
+    /// When the request arrived.
+    pub asked: Moment,
+    /// When the answer was given.
+    pub at: Moment,
+    /// Who asked.
+    pub client: ServerName,
+    /// Who answered.
+    pub server: ServerName,
+    /// Which run of the server, from 1 on.
+    pub run: u64,
+    /// What was asked.
+    pub request: Request,
+    /// What was answered.
+    pub response: Response,
+    /// The positions that the answer speaks of.
+    pub shown: Vec<Shown>,
+}
+
+impl Exchange {
+    /// Takes an answer apart.
+    #[must_use]
+    pub fn new(
+        (asked, at): (Moment, Moment),
+        (client, server, run): (ServerName, ServerName, u64),
+        (request, sent): (Request, Bytes),
+        (response, body): (Response, Bytes),
+    ) -> Self {
+        let shown = shown(&request, sent, &response, body);
+        Self {
+            asked,
+            at,
+            client,
+            server,
+            run,
+            request,
+            response,
+            shown,
+        }
+    }
+
+    /// The epoch that the request names, if it is one to a unit or the sequencer about the log.
+    #[must_use]
+    pub const fn epoch(&self) -> Option<Epoch> {
+        match &self.request {
+            Request::Unit(
+                UnitRequest::Write { epoch, .. }
+                | UnitRequest::Fill { epoch, .. }
+                | UnitRequest::Read { epoch, .. }
+                | UnitRequest::ReadStreams { epoch, .. }
+                | UnitRequest::Confirm { epoch }
+                | UnitRequest::Trim { epoch, .. }
+                | UnitRequest::Settled { epoch, .. }
+                | UnitRequest::Ends { epoch, .. },
+            )
+            | Request::Sequencer(
+                SequencerRequest::Tokens { epoch, .. }
+                | SequencerRequest::Tail { epoch, .. }
+                | SequencerRequest::Wait { epoch, .. }
+                | SequencerRequest::Trimmed { epoch, .. },
+            ) => Some(*epoch),
+            _ => None,
+        }
+    }
+
+    /// Whether the server did what was asked.
+    #[must_use]
+    pub const fn is_served(&self) -> bool {
+        !matches!(self.response, Response::Refused(_))
+    }
+
+    /// Whether it was served by a server that need not be in the request's epoch: reads of settled positions (rule 4).
+    #[must_use]
+    pub fn is_of_any_epoch(&self) -> bool {
+        let Response::Unit(UnitResponse::Values { marks, .. }) = &self.response else {
+            return false;
+        };
+        let sure = |said: &Said| said.is_value() || *said == Said::Trimmed;
+        let mut shown = self.shown.iter();
+        shown.all(|shown| shown.position < marks.settled && sure(&shown.said))
+    }
+
+    /// The marks in a unit's answer.
+    #[must_use]
+    pub const fn marks(&self) -> Option<Marks> {
+        match &self.response {
+            Response::Unit(
+                UnitResponse::Written { marks, .. }
+                | UnitResponse::Filled { marks, .. }
+                | UnitResponse::Values { marks, .. }
+                | UnitResponse::Entries { marks, .. }
+                | UnitResponse::Serving { marks }
+                | UnitResponse::Ends { marks, .. },
+            ) => Some(*marks),
+            Response::Unit(UnitResponse::Sealed(report)) => Some(report.marks),
+            _ => None,
+        }
+    }
+}
+
+/// The exchanges of a world, and what can be learned from them.
+#[derive(Debug, Default)]
+pub struct Wire {
+    /// Those since the last look, in the order of their answers.
+    pub exchanges: Vec<Exchange>,
+    /// All layouts that any server was told to enter, or that were handed out.
+    pub layouts: BTreeMap<Epoch, Layout>,
+    /// Servers whose disks may be damaged at some time.
+    pub damaged: BTreeSet<ServerName>,
+    asked: BTreeMap<(u64, ServerName), Letter>,
+    runs: BTreeMap<ServerName, u64>,
+}
+
+impl Wire {
+    /// Nothing seen yet.
+    #[must_use]
+    pub fn new(plan: &Plan) -> Self {
+        let servers = plan.shape.servers();
+        let damaged = plan.faults.iter().filter_map(|fault| match fault.kind {
+            FaultKind::BitRot(unit) | FaultKind::Misdirected(unit, ..) => servers.get(unit),
+            _ => None,
+        });
+        Self {
+            damaged: damaged.map(ServerName::new).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// Takes what happened since the last look.
+    pub fn take(&mut self, news: &[Observed]) {
+        self.exchanges.clear();
+        for observed in news {
+            match observed {
+                Observed::Letter(letter) => self.asked(letter),
+                Observed::Answered(letter) => self.answered(letter),
+                Observed::Started(_, server) => {
+                    *self.runs.entry(server.clone()).or_default() += 1;
+                }
+                Observed::Killed(_, server) => self.asked.retain(|(_, to), _| to != server),
+                _ => {}
+            }
+        }
+    }
+
+    fn asked(&mut self, letter: &Letter) {
+        if let Some(request) = letter.request() {
+            if let Request::Unit(UnitRequest::Open { layout, .. }) = &request {
+                self.learn(layout);
+            }
+            let key = (letter.call, letter.to.clone());
+            self.asked.insert(key, letter.clone());
+        }
+    }
+
+    fn answered(&mut self, letter: &Letter) {
+        let asked = self.asked.remove(&(letter.call, letter.from.clone()));
+        let Some((asked, response)) = asked.zip(letter.response()) else {
+            return;
+        };
+        let Some(request) = asked.request() else {
+            return;
+        };
+        if let Response::Layout(LayoutResponse::Layout(published)) = &response {
+            self.learn(&published.layout);
+        }
+        let run = self.runs.get(&letter.from).copied().unwrap_or_default();
+        self.exchanges.push(Exchange::new(
+            (asked.at, letter.at),
+            (letter.to.clone(), letter.from.clone(), run),
+            (request, asked.message.body),
+            (response, letter.message.body.clone()),
+        ));
+    }
+
+    fn learn(&mut self, layout: &Layout) {
+        let entry = self.layouts.entry(layout.epoch);
+        entry.or_insert_with(|| layout.clone());
+    }
+
+    /// Where `server` stands in the chain of `position` in `epoch`, and how long that is.
+    #[must_use]
+    pub fn place(
+        &self,
+        epoch: Epoch,
+        server: &ServerName,
+        position: Position,
+    ) -> Option<(usize, usize)> {
+        let layout = self.layouts.get(&epoch)?;
+        let chain = layout.chain(position);
+        let place = chain
+            .iter()
+            .position(|unit| layout.unit(*unit).name == *server)?;
+        Some((place, chain.len()))
+    }
+
+    /// Whether `server` is the tail of the chain of `position` in `epoch`: what that has is settled (rule 6).
+    #[must_use]
+    pub fn is_tail(&self, epoch: Epoch, server: &ServerName, position: Position) -> bool {
+        let place = self.place(epoch, server, position);
+        place.is_some_and(|(place, replicas)| place + 1 == replicas)
+    }
+
+    /// Whether what was written at `position` in `epoch` is void in an epoch known by now (rule 1).
+    #[must_use]
+    pub fn is_void(&self, epoch: Epoch, position: Position) -> bool {
+        let mut later = self.layouts.range(epoch.next()..);
+        later
+            .next()
+            .is_some_and(|(_, layout)| position >= layout.start)
+    }
+}
+
+fn shown(request: &Request, sent: Bytes, response: &Response, body: Bytes) -> Vec<Shown> {
+    let (Request::Unit(request), Response::Unit(response)) = (request, response) else {
+        return Vec::new();
+    };
+    match (request, response) {
+        (UnitRequest::Read { positions, .. }, UnitResponse::Values { answers, .. }) => {
+            let mut body = body_of(body);
+            let said = answers.iter().map(|answer| said(*answer, &mut body));
+            show(positions.iter().copied().zip(said), How::Read)
+        }
+        (UnitRequest::Fill { .. }, UnitResponse::Filled { winners, .. }) => {
+            let mut body = body_of(body);
+            let won = winners.iter();
+            show(
+                won.map(|(p, value)| (*p, valued(*value, &mut body))),
+                How::Won,
+            )
+        }
+        (UnitRequest::ReadStreams { .. }, UnitResponse::Entries { entries, .. }) => {
+            let mut body = body_of(body);
+            let listed = entries.iter().map(|(position, len)| match len {
+                0 => (*position, Said::Lost),
+                len => (*position, data(*len, &mut body)),
+            });
+            show(listed, How::Listed)
+        }
+        (UnitRequest::Write { items, .. }, UnitResponse::Written { answers, .. }) => {
+            let mut body = body_of(sent);
+            let values = items
+                .iter()
+                .map(|(p, value)| (*p, valued(*value, &mut body)));
+            let durable = values
+                .zip(answers)
+                .filter(|(_, answer)| **answer == WriteAnswer::Durable);
+            show(durable.map(|(value, _)| value), How::Written)
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn show(values: impl Iterator<Item = (Position, Said)>, how: How) -> Vec<Shown> {
+    let shown = values.map(|(position, said)| Shown {
+        position,
+        said,
+        how,
+    });
+    shown.collect()
+}
+
+fn body_of(body: Bytes) -> Body {
+    Body::of(&Message {
+        header: Bytes::new(),
+        body,
+    })
+}
+
+fn data(len: u32, body: &mut Body) -> Said {
+    let entry = body.take(len).and_then(|b| EncodedEntry::check(b).ok());
+    // Damaged bytes are as good as none: so do clients take them.
+    entry.map_or(Said::Lost, Said::Data)
+}
+
+fn valued(value: WireValue, body: &mut Body) -> Said {
+    match value {
+        WireValue::Data { len } => data(len, body),
+        WireValue::Junk => Said::Junk,
+    }
+}
+
+fn said(answer: UnitReadAnswer, body: &mut Body) -> Said {
+    match answer {
+        UnitReadAnswer::Data { len } => data(len, body),
+        UnitReadAnswer::Junk => Said::Junk,
+        UnitReadAnswer::Unwritten => Said::Unwritten,
+        UnitReadAnswer::Trimmed => Said::Trimmed,
+        UnitReadAnswer::Lost => Said::Lost,
+        UnitReadAnswer::Pending => Said::Pending,
+        UnitReadAnswer::NotMine => Said::NotMine,
+    }
+}
