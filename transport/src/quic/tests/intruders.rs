@@ -1,7 +1,7 @@
 //! Members of the cluster that misbehave: their connection suffers, nobody else's.
 
 use bytes::BytesMut;
-use milonga_protocol::frame::{FrameKind, write};
+use milonga_protocol::frame::{FrameKind, WIRE_VERSION, write};
 use milonga_protocol::messages::Handshake;
 use quinn::{Connection, ConnectionError, Endpoint, EndpointConfig, RecvStream, SendStream};
 
@@ -40,7 +40,7 @@ impl Raw {
     async fn greeted(&self) -> (Connection, SendStream, RecvStream) {
         let connection = self.connect().await.expect("connected");
         let (mut send, mut recv) = connection.open_bi().await.expect("a stream");
-        send.write_all(&hello(1)).await.expect("sent");
+        send.write_all(&hello(WIRE_VERSION)).await.expect("sent");
         let mut answer = [0; 24];
         recv.read_exact(&mut answer).await.expect("a handshake");
         (connection, send, recv)
@@ -106,7 +106,7 @@ async fn bad_frames_close_their_connection_and_no_other() {
     let raw = Raw::new(&town, &server);
     let mut after_handshake = bad_bytes();
     after_handshake.push((frame(FrameKind::Response, 3), "must not send a Response"));
-    after_handshake.push((hello(1).to_vec(), "must not send a Handshake"));
+    after_handshake.push((hello(WIRE_VERSION).to_vec(), "must not send a Handshake"));
     for (bytes, reason) in after_handshake {
         let (connection, mut send, _recv) = raw.greeted().await;
         send.write_all(&bytes).await.expect("sent");
@@ -142,7 +142,9 @@ async fn bad_first_frames_are_refused() {
     }
     let connection = raw.connect().await.expect("connected");
     let (mut send, _recv) = connection.open_bi().await.expect("a stream");
-    send.write_all(&hello(2)).await.expect("sent");
+    send.write_all(&hello(WIRE_VERSION + 1))
+        .await
+        .expect("sent");
     let why = closed_for(connection.closed().await, Close::Refused);
     assert!(why.contains("the same version"), "{why}");
 }
@@ -209,7 +211,7 @@ fn bad_server(town: &Town, first: Vec<u8>, then: Vec<u8>) -> (Endpoint, Peer) {
             let connection = incoming.await.expect("connected");
             let (mut send, mut recv) = connection.accept_bi().await.expect("a stream");
             send.write_all(&first).await.expect("sent");
-            let mut bytes = vec![0; hello(1).len() + 2];
+            let mut bytes = vec![0; hello(WIRE_VERSION).len() + 2];
             if recv.read_exact(&mut bytes).await.is_ok() {
                 let _ = send.write_all(&then).await;
             }
@@ -232,7 +234,7 @@ async fn a_server_that_sends_bad_frames_is_left() {
         assert!(matches!(error, CallError::Handshake { .. }), "{error:?}");
         assert!(error.to_string().contains(reason), "{error}");
 
-        let (_endpoint, to) = bad_server(&town, hello(1).to_vec(), bytes);
+        let (_endpoint, to) = bad_server(&town, hello(WIRE_VERSION).to_vec(), bytes);
         let error = town.call(&town.client("app"), &to).await.expect_err("bad");
         assert!(matches!(error, CallError::Dropped { .. }), "{error:?}");
     }
