@@ -13,6 +13,7 @@ use milonga_protocol::frame::Message;
 use milonga_protocol::messages::{
     Body, Request, UnitReadAnswer, UnitRequest, UnitResponse, WireValue,
 };
+use milonga_protocol::plants::{self, Plant};
 use milonga_protocol::{EncodedEntry, LogError, Position, ReadAnswer, Time};
 
 use crate::cluster::{Cluster, View, garbage};
@@ -148,6 +149,9 @@ impl Reader {
                 let closed = view.layout().is_closed(want.position);
                 match said {
                     Said::Answer(answer, _) => want.answer = Some(answer),
+                    Said::Undecided if closed && plants::active(Plant::ClosedIsJunk) => {
+                        want.answer = Some(ReadAnswer::Junk);
+                    }
                     Said::Lost if want.settled || (ask.settled && !closed) => {
                         want.answer = Some(ReadAnswer::Lost);
                     }
@@ -211,6 +215,8 @@ impl Reader {
                     settled,
                     place: if settled {
                         turn % replicas
+                    } else if plants::active(Plant::ReadsAtHead) {
+                        0
                     } else {
                         replicas - 1
                     },
@@ -227,7 +233,8 @@ impl Reader {
         let mut said = self
             .ask_unit(view, ask, ask.place, &ask.positions, deadline)
             .await?;
-        let at_tail = ask.place + 1 == view.chain(ask.segment, ask.chain).len();
+        let at_tail = ask.place + 1 == view.chain(ask.segment, ask.chain).len()
+            || (plants::active(Plant::ReadsAtHead) && !ask.settled);
         if !at_tail {
             // These are settled, so a replica that does not know them has lost them.
             for said in &mut said {
@@ -335,6 +342,9 @@ impl Reader {
 
     /// Gives a replica back what it has lost; best effort, in the background.
     fn repair(&self, view: &View, ask: &Ask, position: Position, entry: Option<EncodedEntry>) {
+        if plants::active(Plant::NotRepaired) {
+            return;
+        }
         let head = ask.place == 0;
         let value = match &entry {
             Some(entry) => WireValue::Data {

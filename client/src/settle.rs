@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use milonga_protocol::messages::{Request, Response};
+use milonga_protocol::plants::{self, Plant};
 use milonga_protocol::settle::{SendId, Settle, SettleEnd, SettleSend, Winner};
 use milonga_protocol::{Epoch, Layout, LogError, Position, Target, Time};
 use tokio::sync::Notify;
@@ -26,6 +27,13 @@ pub(crate) fn lowered(layout: &Layout, target: Target) -> Target {
         // Too long ago to be listed: the first start that is listed is not below the one that counts.
         .or_else(|| later.map(|(_, start)| *start))
         .unwrap_or(layout.start);
+    let start = if plants::active(Plant::TargetNotLowered) {
+        Position::MAX
+    } else if plants::active(Plant::TargetLoweredTooFar) {
+        start.minus(1)
+    } else {
+        start
+    };
     Target {
         epoch: layout.epoch,
         to: target.to.min(start),

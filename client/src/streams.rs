@@ -17,7 +17,7 @@ use milonga_protocol::messages::{Body, UnitRequest, UnitResponse};
 use milonga_protocol::plants::{self, Plant};
 use milonga_protocol::{
     EncodedEntry, Entry, Epoch, LogError, Position, ReadAnswer, StreamId, StreamPart, StreamRead,
-    Target, Time,
+    Tail, Target, Time,
 };
 
 use crate::cluster::{View, garbage};
@@ -214,6 +214,13 @@ impl Reader {
         }
     }
 
+    /// Everything granted is known from now on, whether somebody reads as far or not: the timers of all holes run
+    /// together (rule 26).
+    pub(crate) fn heard_of(&self, tail: &Tail) {
+        let now = self.cluster.env.now();
+        self.known.saw(tail.epoch, tail.next, now, self.hole_age());
+    }
+
     /// When the hole at `position` may be filled: below the epoch's start there is nothing to wait for (rule 9).
     fn hole_is_due(&self, view: &View, position: Position) -> Time {
         let now = self.cluster.env.now();
@@ -222,6 +229,7 @@ impl Reader {
         }
         self.known
             .since(position)
+            .filter(|_| !plants::active(Plant::HoleTimerRestarts))
             .unwrap_or(now)
             .after(self.hole_age())
     }

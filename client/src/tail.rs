@@ -4,14 +4,18 @@
 //! before a call began may have missed an append that returned before it.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::ops::Range;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
-use futures_util::future::{try_join, try_join_all};
+use futures_util::future::{Either, join_all, select, try_join, try_join_all};
 use milonga_protocol::limits::ITEMS_PER_MESSAGE;
 use milonga_protocol::messages::{
     Lease, SequencerRequest, SequencerResponse, TailAnswer, UnitRequest, UnitResponse,
 };
+use milonga_protocol::plants::{self, Plant};
 use milonga_protocol::{LogError, Position, StreamId, Tail, TailOf, Time, UnitIndex, Written};
 use tokio::sync::Notify;
 
@@ -26,6 +30,30 @@ pub(crate) struct TailChecks {
     state: Mutex<State>,
     /// There is a generation to run.
     wanted: Notify,
+}
+
+/// Which chain confirms. They take turns, so that each has a share of the work; after a failure the one that works is
+/// kept for a while.
+#[derive(Default)]
+struct Turn {
+    chain: usize,
+    keep_until: Time,
+}
+
+/// How long a chain is kept after another one failed.
+const KEEP: Duration = Duration::from_secs(10);
+
+impl Turn {
+    fn worked(&mut self, now: Time) {
+        if now >= self.keep_until {
+            self.chain = self.chain.wrapping_add(1);
+        }
+    }
+
+    fn failed(&mut self, now: Time) {
+        self.chain = self.chain.wrapping_add(1);
+        self.keep_until = now.after(KEEP);
+    }
 }
 
 #[derive(Default)]
@@ -112,8 +140,7 @@ impl TailChecks {
 
     /// Runs generation after generation; runs until it is dropped.
     pub(crate) async fn run(self: Arc<Self>) {
-        // Chains take turns in confirming, so that each has a share of the work.
-        let mut turn = 0_usize;
+        let mut turn = Turn::default();
         // What the sequencer said last stands for a lease. Only spares messages: every answer says it again.
         let mut lease = Lease::None;
         loop {
@@ -150,7 +177,7 @@ impl TailChecks {
         &self,
         streams: &[StreamId],
         deadline: Time,
-        turn: &mut usize,
+        turn: &mut Turn,
         lease: &mut Lease,
     ) -> Result<Tail, LogError> {
         metrics::counter!("milonga_client_tail_checks_total").increment(1);
@@ -158,11 +185,17 @@ impl TailChecks {
         attempts.check(&"the tail check before this one")?;
         loop {
             let view = self.cluster.view();
-            *turn = turn.wrapping_add(1);
             let call_by = attempts.call_deadline();
-            match self.attempt(&view, streams, *turn, lease, call_by).await {
-                Ok(answer) => return Ok(answer),
-                Err(failure) => attempts.after(view.epoch(), failure).await?,
+            let chain = turn.chain;
+            match self.attempt(&view, streams, chain, lease, call_by).await {
+                Ok(answer) => {
+                    turn.worked(self.cluster.env.now());
+                    return Ok(answer);
+                }
+                Err(failure) => {
+                    turn.failed(self.cluster.env.now());
+                    attempts.after(view.epoch(), failure).await?;
+                }
             }
         }
     }
@@ -247,32 +280,53 @@ impl TailChecks {
         &self,
         view: &View,
         streams: &[StreamId],
-        turn: usize,
+        confirming: usize,
         deadline: Time,
     ) -> Result<Option<Written>, Failure> {
         let segment = view.last_segment();
         let chains = view.layout().segments[segment].chains.len();
-        let confirming = turn % chains;
-        let (_, others) = view
-            .chain(segment, confirming)
-            .split_last()
-            .expect(REPLICAS);
-        let confirmed = try_join_all(
-            others
-                .iter()
-                .map(|unit| self.confirm(view, *unit, deadline)),
-        );
-        let tails = try_join_all((0..chains).map(async |chain| {
-            match self.ask_tail(view, chain, streams, deadline).await {
-                Ok(ends) => Ok(Some(ends)),
-                // One whole chain is enough; then reads wait for what was granted.
-                Err(_) if chain != confirming => Ok(None),
-                Err(failure) => Err(failure),
-            }
+        let confirming = confirming % chains;
+        let others = (0..chains).filter(|chain| *chain != confirming);
+        // One whole chain is enough, so failures of others are none of this check.
+        let others = join_all(others.map(async |chain| {
+            let ends = self.ask_tail(view, chain, streams, deadline).await;
+            ends.ok()
         }));
-        let (_, tails) = try_join(confirmed, tails).await?;
-        let known: Option<Vec<_>> = tails.into_iter().collect();
-        Ok(known.and_then(|ends| ends.into_iter().reduce(higher)))
+        let own = self.ask_whole_chain(view, confirming, streams, deadline);
+        let (own, others) = match select(pin!(own), pin!(others)).await {
+            Either::Left((own, others)) => (own?, self.within_grace(others).await),
+            Either::Right((others, own)) => (own.await?, Some(others)),
+        };
+        let others: Option<Vec<_>> = if plants::active(Plant::SilentChainHoldsNothing) {
+            Some(others.into_iter().flatten().flatten().collect())
+        } else {
+            others.and_then(|others| others.into_iter().collect())
+        };
+        // If a tail is silent, reads wait for what was granted.
+        Ok(others.map(|others| others.into_iter().fold(own, higher)))
+    }
+
+    /// What comes soon: a server that hangs must not hold up those who can do without it.
+    async fn within_grace<T>(&self, answers: impl Future<Output = T> + Unpin) -> Option<T> {
+        let grace = self.cluster.env.sleep(self.cluster.options.hole_time);
+        match select(answers, grace).await {
+            Either::Left((answers, _)) => Some(answers),
+            Either::Right(_) => None,
+        }
+    }
+
+    /// Whether all replicas of the chain still serve the epoch, and where what its tail holds ends.
+    async fn ask_whole_chain(
+        &self,
+        view: &View,
+        chain: usize,
+        streams: &[StreamId],
+        deadline: Time,
+    ) -> Result<Written, Failure> {
+        let (_, others) = view.chain(view.last_segment(), chain).split_last().expect(REPLICAS);
+        let confirmed = try_join_all(others.iter().map(|unit| self.confirm(view, *unit, deadline)));
+        let (_, ends) = try_join(confirmed, self.ask_tail(view, chain, streams, deadline)).await?;
+        Ok(ends)
     }
 
     async fn confirm(&self, view: &View, unit: UnitIndex, deadline: Time) -> Result<(), Failure> {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use milonga_protocol::layout::SequencerRef;
 use milonga_protocol::messages::{SealReport, UnitHello};
+use milonga_protocol::plants::{self, Plant};
 use milonga_protocol::{ClusterId, Epoch, Layout, Position, Segment, ServerName, UnitId, UnitRef};
 
 use crate::history::History;
@@ -102,10 +103,13 @@ pub(crate) struct Observations {
 impl Observations {
     /// First position above everything that anybody holds or may have held.
     pub(crate) fn high(&self) -> Position {
-        let high = self
-            .reports
-            .iter()
-            .map(|r| r.high.max(r.marks.trimmed).max(r.lost));
+        let asked = if plants::active(Plant::StartFromOneUnit) {
+            1
+        } else {
+            self.reports.len()
+        };
+        let reports = self.reports.iter().take(asked);
+        let high = reports.map(|r| r.high.max(r.marks.trimmed).max(r.lost));
         high.max().unwrap_or_default()
     }
 
@@ -129,6 +133,9 @@ impl Observations {
     /// Everything below is decided on every unit: settling begins there.
     pub(crate) fn settled(&self) -> Position {
         let settled = self.reports.iter().map(|r| r.marks.settled);
+        if plants::active(Plant::SettlesFromHighestMark) {
+            return settled.max().unwrap_or_default();
+        }
         settled.min().unwrap_or_default().max(self.trimmed())
     }
 }

@@ -7,6 +7,7 @@ use milonga_protocol::layout::SequencerRef;
 use milonga_protocol::messages::{
     Lease, Refusal, Request, Response, SequencerRequest, StreamTail, UnitRequest, UnitResponse,
 };
+use milonga_protocol::plants::{self, Plant};
 use milonga_protocol::{Incarnation, ServerName, Time, UnitIndex};
 
 use crate::core::LayoutCore;
@@ -111,6 +112,9 @@ impl LayoutCore {
             },
         };
         let layout = planner::next_layout(&self.plan, &self.history, sealing.epoch, &seen);
+        if plants::active(Plant::HandedOutBeforeCommit) {
+            self.hand_out(&layout);
+        }
         self.phase = Phase::Collect(Collecting {
             seen,
             layout,
@@ -138,7 +142,9 @@ impl LayoutCore {
         }
         let report = &collecting.seen.reports[usize::from(unit.0)];
         let trimmed = report.marks.trimmed.0 > 0;
-        collecting.tails.add(page, trimmed);
+        if !plants::acts(Plant::StreamTailsMissed, 4) {
+            collecting.tails.add(page, trimmed);
+        }
         if !done {
             let after = page.last().map(|tail| tail.stream);
             collecting.cursors.insert(unit, after);

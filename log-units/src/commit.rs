@@ -153,6 +153,7 @@ impl Unit {
                 self.disk_is_full();
                 self.reject_queue();
             }
+            Err(_) if plants::active(Plant::DiskErrorIgnored) => self.batch_durable(),
             Err(error) => self.poison(&format!("writing a batch: {error}")),
         }
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use milonga_protocol::messages::{CallId, Refusal, SealReport, UnitResponse};
+use milonga_protocol::plants::{self, Plant};
 use milonga_protocol::{ClusterId, Epoch, Layout, Position, UnitRange};
 
 use crate::disk::{DiskDone, DiskError, DiskOp};
@@ -100,7 +101,14 @@ impl Unit {
     // ------------------------------------------------------------------------------------- confirm and settled
 
     pub(crate) fn confirm(&mut self, call: CallId, epoch: Epoch) {
+        let served = self.epochs.serving.as_ref();
+        let still = plants::active(Plant::SealedStillConfirms)
+            && served.is_some_and(|s| s.layout.epoch == epoch);
         match self.check(epoch).map(|_| ()) {
+            Err(_) if still => {
+                let marks = self.marks();
+                self.reply(call, UnitResponse::Serving { marks }, Bytes::new());
+            }
             Ok(()) => {
                 let marks = self.marks();
                 self.reply(call, UnitResponse::Serving { marks }, Bytes::new());
@@ -135,6 +143,9 @@ impl Unit {
             let below = self.trimmed();
             return self.reply(call, UnitResponse::Trimmed { below }, Bytes::new());
         }
+        if plants::acts(Plant::TrimForgotten, 4) {
+            return self.reply(call, UnitResponse::Trimmed { below }, Bytes::new());
+        }
         self.state.want_trim(below, call);
     }
 
@@ -155,6 +166,7 @@ impl Unit {
     /// are not listed when collected may have been trimmed, so both must speak of the same mark.
     pub(crate) fn answer_seals(&mut self) {
         let idle = self.writer.is_idle() && self.state.is_idle();
+        let idle = idle || plants::active(Plant::SealDoesNotDrain);
         if self.epochs.seals.is_empty() || !idle || self.epochs.opening.is_some() {
             return;
         }
@@ -217,9 +229,13 @@ impl Unit {
 
     /// Why this unit cannot enter the layout's epoch.
     fn unfit(&self, layout: &Layout) -> Option<Refusal> {
-        if layout.epoch <= self.over() || layout.epoch <= self.state.durable.epoch {
-            let epoch = self.over().max(self.state.durable.epoch);
-            return Some(Refusal::Sealed { epoch });
+        let again = plants::active(Plant::ReopensAfterRestart)
+            && self.epochs.serving.is_none()
+            && self.epochs.sealed_for <= layout.epoch
+            && layout.epoch == self.state.durable.epoch;
+        let over = self.over().max(self.state.durable.epoch);
+        if layout.epoch <= over && !again {
+            return Some(Refusal::Sealed { epoch: over });
         }
         if let Err(error) = layout.validate() {
             let why = error.to_string();
@@ -262,6 +278,9 @@ impl Unit {
                     OpenStep::Void
                 }
                 OpenStep::Void if self.writer.voiding.is_some() => return,
+                OpenStep::Void if plants::acts(Plant::EpochNotPersisted, 3) => {
+                    return self.opened();
+                }
                 OpenStep::Void => {
                     let epoch = self.epochs.opening.as_ref().map(|o| o.layout.epoch);
                     self.state.want_epoch(epoch.unwrap_or_default());

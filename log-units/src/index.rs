@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use milonga_protocol::plants::{self, Plant};
 use milonga_protocol::{Position, StreamId};
 
 use crate::format::{Junk, Suspect};
@@ -128,7 +129,9 @@ impl Index {
     /// Notes the durable value of a position in the active segment.
     pub(crate) fn add_data(&mut self, position: Position, offset: u64, streams: &[StreamId]) {
         if let Some(active) = &mut self.active {
-            active.add_data(position, offset, streams);
+            let skips = streams.len() > 1 && plants::acts(Plant::StreamIndexSkips, 30);
+            let listed = &streams[..streams.len() - usize::from(skips)];
+            active.add_data(position, offset, listed);
         }
         self.lost.remove(&position);
         self.high = self.high.max(position.next());
@@ -185,7 +188,12 @@ impl Index {
         }
         let mut needed = None;
         for sealed in &self.sealed {
-            if sealed.end() > trim.0 {
+            let more = if plants::active(Plant::TrimsTooMuch) {
+                8
+            } else {
+                0
+            };
+            if sealed.end() > trim.0 + more {
                 break;
             }
             needed = Some((sealed.footer.number + 1, sealed.footer.edges.last));

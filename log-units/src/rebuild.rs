@@ -6,6 +6,7 @@
 //! lies there is a torn write, is cut, and its chain decides (rule 9).
 
 use bytes::Bytes;
+use milonga_protocol::plants::{self, Plant};
 use milonga_protocol::{Epoch, Position};
 
 use crate::config::OpenError;
@@ -273,7 +274,9 @@ impl Rebuild {
         let mut end = HEADER_BYTES;
         for (at, batch) in segment.batches.iter().enumerate() {
             let header = &batch.header;
-            if is_tail && at + 1 == segment.batches.len() && !batch.damage.is_empty() {
+            let is_last = is_tail && at + 1 == segment.batches.len();
+            let torn = !batch.damage.is_empty() || plants::acts(Plant::CutsWholeBatch, 4);
+            if is_last && torn {
                 self.out.cut = Some(format!(
                     "batch {} of segment {}: {} of {} records, positions from {} below {}",
                     header.number,

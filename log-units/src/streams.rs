@@ -8,6 +8,7 @@ use milonga_protocol::limits::{
     BACKPOINTERS, ITEMS_PER_MESSAGE, LONGEST_WAIT_MS, STREAM_TAILS_PER_PAGE,
 };
 use milonga_protocol::messages::{CallId, Refusal, StreamTail, UnitReadAnswer, UnitResponse};
+use milonga_protocol::plants::{self, Plant};
 use milonga_protocol::{BackPointers, Epoch, ListEnd, Position, StreamId, Time, UnitRange};
 
 use crate::read::{Purpose, len32};
@@ -206,7 +207,7 @@ impl Unit {
         complete: Position,
         listed: &[(Position, u32)],
     ) -> Position {
-        if read.as_of == self.counters.batches {
+        if read.as_of == self.counters.batches || plants::active(Plant::ListClaimsNews) {
             return complete;
         }
         let now = self.candidates(read, range.to.min(complete), MOST_ENTRIES);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use milonga_protocol::limits::{ITEMS_PER_MESSAGE, Limits};
 use milonga_protocol::messages::{CallId, Refusal, UnitResponse, WireValue, WriteAnswer};
+use milonga_protocol::plants::{self, Plant};
 use milonga_protocol::{EncodedEntry, EntryId, Epoch, Position, StreamId};
 
 use crate::epochs::Serving;
@@ -291,7 +292,9 @@ impl Unit {
             if self.index.is_lost(position) || position > farthest {
                 break;
             }
-            if let Some(pending) = self.writer.pending.get(&position) {
+            let over = plants::acts(Plant::FillOverPending, 4);
+            let pending = self.writer.pending.get(&position);
+            if let Some(pending) = pending.filter(|_| !over) {
                 last = last.max(pending.seq);
             } else if self.index.held(position).is_none() {
                 let seq = self.writer.admit(position, NewValue::Junk { stride });

@@ -3,6 +3,7 @@
 //! It sees every entry of every registered object, hosted here or not, and never a type or a state. What holds is
 //! then applied by [`crate::world`].
 
+use milonga_protocol::plants::{self, Plant};
 use milonga_protocol::{Entry, Position, StreamId, WriterId};
 
 use crate::error::ReplicaHalt;
@@ -97,13 +98,12 @@ impl Playback {
                         known_since: unknown.known_since,
                     }
                 })?;
-                if verdict != Verdict::Committed {
-                    return Ok(verdict);
-                }
-                for update in &commit.updates {
+                let counts = verdict == Verdict::Committed || plants::active(Plant::AbortedCounts);
+                for update in commit.updates.iter().filter(|_| counts) {
                     self.versions
                         .record(position, update.stream, &update.touches);
                 }
+                return Ok(verdict);
             }
             Record::Decision(_) => {}
         }

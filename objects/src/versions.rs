@@ -97,6 +97,11 @@ impl Versions {
         }
         for object in self.objects.values_mut() {
             let current = std::mem::take(&mut object.current);
+            let current = if plants::active(Plant::VersionsForgottenEarly) {
+                Table::default()
+            } else {
+                current
+            };
             let old = std::mem::replace(&mut object.previous, current);
             if !old.is_empty() {
                 self.retired.push(old.retire());
@@ -165,7 +170,12 @@ impl Versions {
             };
             match &read.what {
                 ReadKeys::Whole => {
-                    if let Some(at) = object.latest.filter(|at| after(snapshot, *at)) {
+                    let last = if plants::active(Plant::WholeReadMissesKeys) {
+                        object.whole
+                    } else {
+                        object.latest
+                    };
+                    if let Some(at) = last.filter(|at| after(snapshot, *at)) {
                         return Ok(Verdict::Aborted(clash(None, at)));
                     }
                 }
@@ -191,7 +201,10 @@ impl Versions {
 impl ObjectVersions {
     fn changed_since(&self, snapshot: Position, key: &[u8]) -> Option<Position> {
         let of_key = self.current.get(key).or_else(|| self.previous.get(key));
-        let last = of_key.max(self.whole)?;
+        let whole = self
+            .whole
+            .filter(|_| !plants::active(Plant::WholeChangeMissed));
+        let last = of_key.max(whole)?;
         after(snapshot, last).then_some(last)
     }
 }

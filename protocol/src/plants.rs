@@ -21,16 +21,102 @@ macro_rules! plants {
 }
 
 plants! {
-    /// A writer takes `Occupied` for success.
+    /// A writer takes `Occupied` for success (rule 7).
     OccupiedIsSuccess,
-    /// A unit answers `Unwritten` for what it has lost.
+    /// A unit answers `Unwritten` for what it has lost (rule 5; F15, F16).
     LostIsUnwritten,
-    /// A unit acknowledges before the sync.
+    /// A unit acknowledges before the sync (clause 2; F17).
     AckBeforeSync,
-    /// A reader delivers past a hole.
+    /// A reader delivers past a hole (clause 6; F9).
     DeliverPastHole,
-    /// A replica's versions are off by one record.
+    /// A replica's versions are off by one record (rule 30).
     VersionOffByOne,
+    /// A unit answers a seal while writes are on their way to its disk (rule 3; F1).
+    SealDoesNotDrain,
+    /// A unit that was sealed goes on confirming its epoch (rules 4 and 21).
+    SealedStillConfirms,
+    /// A restarted unit enters the epoch again that it had persisted (rule 2).
+    ReopensAfterRestart,
+    /// A unit confirms an `open` without having persisted the epoch (rule 2).
+    EpochNotPersisted,
+    /// A new epoch starts where the first unit's values end, not above all units' (rule 16; F2, F4).
+    StartFromOneUnit,
+    /// A page of stream tails is not taken into the bootstrap (rule 16; F3).
+    StreamTailsMissed,
+    /// The leader begins to settle at the highest of the marks, not at the lowest (rule 9).
+    SettlesFromHighestMark,
+    /// A layout is handed out before it is committed (rule 15; F14).
+    HandedOutBeforeCommit,
+    /// The sequencer acknowledges a seal and goes on granting (rule 20; F1).
+    SequencerServesSealed,
+    /// A bootstrap that is repeated begins anew (rule 17; F6).
+    RepeatedBootstrapStartsOver,
+    /// The sequencer forgets now and then that it granted a position to a stream (rule 24).
+    GrantForgotten,
+    /// A unit's index leaves out the last stream of an entry of several, now and then (design §3, streams).
+    StreamIndexSkips,
+    /// A unit's list of a stream claims what became durable while its disk was read (rule 24).
+    ListClaimsNews,
+    /// A chain that does not answer a tail check is taken for one that holds nothing (decision 0007).
+    SilentChainHoldsNothing,
+    /// A target is not lowered when its epoch ends (rule 23).
+    TargetNotLowered,
+    /// A target is lowered to one position less than it may be (rule 23, decision 0002; F21).
+    TargetLoweredTooFar,
+    /// A writer whose write was not answered takes a new token without asking what became of it (rule 13).
+    RetriesWithoutAsking,
+    /// An append whose time is up is reported failed, though it may have been written (rule 14).
+    FailedThoughWritten,
+    /// The last position below an epoch's start counts as void (rule 13; F14).
+    VoidOffByOne,
+    /// Some writers begin at the tail of the chain (rules 6 and 7).
+    TailFirst,
+    /// An append returns now and then before the last replicas have it (clause 2, rule 6; F2).
+    LastReplicasSkipped,
+    /// A chain's settled mark is taken from any of its replicas (rule 6).
+    SettledByAnyReplica,
+    /// What is not known to be settled is read at the head (rule 6; F2).
+    ReadsAtHead,
+    /// What the tail does not have below an epoch's start is taken for junk (rule 9).
+    ClosedIsJunk,
+    /// Below an epoch's start the head alone says what a position holds (rules 9 and 11).
+    HeadAloneJudges,
+    /// A fill puts junk over what is accepted and not yet durable, now and then (rules 7 and 8; F8).
+    FillOverPending,
+    /// A failed write or sync is taken for done (F26).
+    DiskErrorIgnored,
+    /// A restarted unit cuts the last batch though it is whole, now and then (rule 27; F25).
+    CutsWholeBatch,
+    /// A trim is reported and forgotten, now and then (rule 22; F10).
+    TrimForgotten,
+    /// A trim takes a segment that reaches a little above the mark (F10).
+    TrimsTooMuch,
+    /// What one replica has lost is read from another and not given back (rule 11; F16).
+    NotRepaired,
+    /// A hole's timer begins anew whenever somebody looks (rule 26; F20).
+    HoleTimerRestarts,
+    /// Versions are forgotten before they leave the conflict window (rule 33).
+    VersionsForgottenEarly,
+    /// Whoever read a whole object aborts for changes of the whole only (rules 30 and 31).
+    WholeReadMissesKeys,
+    /// Whoever read a key commits over a change of the whole object (rule 31).
+    WholeChangeMissed,
+    /// What an aborted transaction wanted to change counts as changed (rule 30).
+    AbortedCounts,
+    /// An own append that returned counts as played (design §1: applied is a prefix, never a maximum).
+    AppliedIsMaximum,
+    /// A sync joins a tail check that was sent before it began (clause 3).
+    JoinsSentCheck,
+    /// Updates of one handle change places now and then.
+    LaneReordered,
+    /// A transactional pop does not read the key of its item (rules 31 and 34).
+    ItemKeyNotRead,
+    /// What a transaction reads of an object that it wrote before is not protected (rule 34).
+    OwnWritesHideReads,
+    /// A transaction commits against the newest state instead of its own snapshot (rule 30).
+    SnapshotTooNew,
+    /// An object that is opened later takes what was aborted, too (rule 32).
+    LoadedWithoutVerdicts,
 }
 
 #[cfg(feature = "plants")]

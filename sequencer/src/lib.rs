@@ -45,6 +45,7 @@ use milonga_protocol::limits::{
 use milonga_protocol::messages::{
     Bootstrap, CallId, Refusal, Response, SequencerRequest, SequencerResponse,
 };
+use milonga_protocol::plants::{self, Plant};
 use milonga_protocol::{ClusterId, Epoch, Incarnation, Position, StreamId, Time};
 
 use bootstrap::Filling;
@@ -242,6 +243,9 @@ impl Sequencer {
     }
 
     fn seal(&mut self, epoch: Epoch) -> Answer {
+        if plants::active(Plant::SequencerServesSealed) {
+            return Ok(SequencerResponse::Done);
+        }
         if epoch > self.sealed_below {
             self.sealed_below = epoch;
             if self.filling.as_ref().is_some_and(|f| f.epoch() < epoch) {
@@ -273,7 +277,8 @@ impl Sequencer {
             )));
         }
         let served = self.state.as_ref().map_or(Epoch::NONE, |s| s.epoch);
-        if page.epoch == served && served != Epoch::NONE {
+        let begins_anew = plants::active(Plant::RepeatedBootstrapStartsOver);
+        if page.epoch == served && served != Epoch::NONE && !begins_anew {
             // A repeat changes nothing: tokens may have been granted since (rule 17).
             return Ok(SequencerResponse::Done);
         }

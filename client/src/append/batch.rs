@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use milonga_protocol::frame::Message;
 use milonga_protocol::limits::ITEMS_PER_MESSAGE;
 use milonga_protocol::messages::{Request, Token, UnitRequest, WireValue};
+use milonga_protocol::plants::{self, Plant};
 use milonga_protocol::{
     AppendError, Appended, EncodedEntry, Entry, EntryId, Limits, NewEntry, Position, StreamId,
     Time, WriterId,
@@ -265,6 +266,12 @@ pub(super) fn expire(items: &mut Vec<Item>, now: Time, what: &str) -> Vec<Positi
     items.retain_mut(|item| {
         if item.caller.is_waiting() && item.caller.deadline > now {
             return true;
+        }
+        if item.caller.exposed
+            && item.caller.is_waiting()
+            && plants::acts(Plant::FailedThoughWritten, 2)
+        {
+            item.caller.unavailable(what, now);
         }
         if item.caller.exposed {
             item.caller.unknown(what);

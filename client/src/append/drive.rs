@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 use milonga_protocol::messages::{UnitRequest, UnitResponse, WriteAnswer};
+use milonga_protocol::plants::{self, Plant};
 use milonga_protocol::{AppendError, Epoch, LogError, Position, Time};
 use milonga_transport::Peer;
 
@@ -61,6 +62,11 @@ impl Appender {
                     if failure.remedy() == Remedy::GiveUp {
                         self.refused(&mut part, &what);
                     }
+                    if failure.may_have_been_served()
+                        && plants::acts(Plant::RetriesWithoutAsking, 3)
+                    {
+                        return self.again(part.items);
+                    }
                     let (epoch, until) = (part.view.epoch(), part.deadline());
                     pause(&self.cluster, &failure, epoch, &mut backoff, until).await;
                     continue;
@@ -73,7 +79,8 @@ impl Appender {
             if self.go_on(&mut part, left, &mut backoff).await {
                 place += 1;
             }
-            if place == self.replicas(&part) {
+            let skips = place > 0 && plants::acts(Plant::LastReplicasSkipped, 30);
+            if place == self.replicas(&part) || skips {
                 return self.done(part);
             }
         }
@@ -85,6 +92,10 @@ impl Appender {
 
     fn unit<'a>(&self, part: &'a Part, place: usize) -> &'a Peer {
         let chain = part.view.chain(part.view.last_segment(), part.chain);
+        let first = part.items.first().map_or(1, |item| item.position.0);
+        if plants::active(Plant::TailFirst) && first.is_multiple_of(8) {
+            return part.view.unit(chain[chain.len() - 1 - place]);
+        }
         part.view.unit(chain[place])
     }
 
@@ -102,7 +113,8 @@ impl Appender {
             Ok((UnitResponse::Written { answers, marks }, _))
                 if answers.len() == part.items.len() =>
             {
-                if place + 1 == self.replicas(part) {
+                let any = plants::active(Plant::SettledByAnyReplica);
+                if place + 1 == self.replicas(part) || any {
                     self.cluster.marks.raise(key, marks.settled);
                 }
                 Ok(answers)

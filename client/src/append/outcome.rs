@@ -70,6 +70,9 @@ pub(super) fn after_epoch(
     }
     match layout.start_after(token) {
         Some(start) if position >= start => AfterEpoch::Failed,
+        Some(start) if position.next() == start && plants::active(Plant::VoidOffByOne) => {
+            AfterEpoch::Failed
+        }
         Some(_) => AfterEpoch::Ask,
         None => AfterEpoch::Unknown,
     }

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
+use milonga_protocol::plants::{self, Plant};
 use milonga_protocol::{Position, StreamId, Time};
 
 use super::pop::choose;
@@ -197,7 +198,7 @@ impl Tx {
             self.claimed.push((stream, key));
         }
         drop(claims);
-        let item = if key.is_own() {
+        let item = if key.is_own() || plants::active(Plant::ItemKeyNotRead) {
             self.state(queue.handle())?.get(key).cloned()
         } else {
             self.read_key(queue, KeyBytes::of(&key))?.get(key).cloned()
@@ -267,8 +268,12 @@ impl Tx {
     /// protected. `None` if the object cannot be read.
     pub fn read_key<H: Opened>(&mut self, object: &H, key: KeyBytes) -> Option<&H::State> {
         let info = object.handle().info();
+        let written = self.overlays.contains_key(&object.handle().stream());
+        let hidden = written && plants::active(Plant::OwnWritesHideReads);
         let (_, reads) = self.reads_of(object.handle());
-        if let Reads::Keys(keys) = reads {
+        if let Reads::Keys(keys) = reads
+            && !hidden
+        {
             keys.insert(key);
         }
         tracing::trace!(object = &*info.name, "transaction read a key");
@@ -351,7 +356,11 @@ impl Tx {
             return Err(TransactionError::TooManyObjects { objects, limit });
         }
         let commit = Commit {
-            snapshot: self.world.position,
+            snapshot: if plants::active(Plant::SnapshotTooNew) {
+                self.shared.world().applied()
+            } else {
+                self.world.position
+            },
             window: limits.conflict_window,
             reads: self.reads.iter().map(encode_reads).collect(),
             updates: self.updates.iter().map(encode_update).collect(),

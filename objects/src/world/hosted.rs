@@ -4,6 +4,7 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use milonga_protocol::plants::{self, Plant};
 use milonga_protocol::{Entry, Position, StreamId};
 
 use super::Output;
@@ -104,11 +105,17 @@ impl Hosted {
         };
         for (index, record) in (0..).zip(&payload.records) {
             let updates = match record {
-                Record::Commit(_) if is_aborted(index) => &[],
+                Record::Commit(_)
+                    if is_aborted(index) && !plants::active(Plant::LoadedWithoutVerdicts) =>
+                {
+                    &[]
+                }
                 record => record.updates(),
             };
             for (nth, update) in (0..).zip(updates) {
-                if update.stream == stream {
+                // As played: the directory never changes in transactions.
+                let counts = stream != StreamId::DIRECTORY || matches!(record, Record::Update(_));
+                if update.stream == stream && counts {
                     // A halt is kept inside.
                     let _ = self.apply(Context::new(position, index, nth), update, false);
                 }

@@ -9,6 +9,7 @@ use crate::layout::UnitIndex;
 use crate::messages::{
     Body, Marks, UnitReadAnswer, UnitRequest, UnitResponse, WireValue, WriteAnswer,
 };
+use crate::plants::{self, Plant};
 
 use super::work::Work;
 use super::{Stamp, Winner};
@@ -254,7 +255,12 @@ impl Lane {
         let mut lacking = vec![Vec::new(); self.units.len()];
         for (index, position) in now.iter().enumerate() {
             let held: Vec<&Held> = answers.iter().map(|of_unit| &of_unit[index]).collect();
-            let winner = match winner(&held) {
+            let asked = if plants::active(Plant::HeadAloneJudges) {
+                1
+            } else {
+                held.len()
+            };
+            let winner = match winner(&held[..asked]) {
                 Ok(Winner::Lost) if self.gives_up => Winner::Junk,
                 Ok(winner) => winner,
                 Err(why) => {

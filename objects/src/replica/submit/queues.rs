@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use milonga_protocol::plants::{self, Plant};
 use milonga_protocol::{Limits, Time};
 
 use super::batch::{Batch, Forming, Item};
@@ -84,6 +85,9 @@ impl Queues {
                 .expect("a ready lane has records");
             let before = forming.items.len();
             while lane.waiting.front().is_some_and(|next| forming.takes(next)) {
+                if lane.waiting.len() > 1 && plants::acts(Plant::LaneReordered, 10) {
+                    lane.waiting.swap(0, 1);
+                }
                 forming.add(lane.waiting.pop_front().expect("just seen"));
             }
             if forming.items.len() > before {

@@ -6,6 +6,7 @@ mod round;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use milonga_protocol::plants::{self, Plant};
 use milonga_protocol::{
     BoxFuture, Epoch, LogError, Position, SharedEnv, Tail, TailOf, Target, Time,
 };
@@ -73,6 +74,12 @@ impl Syncs {
         let mut state = self.lock();
         if let Some(stopped) = &state.stopped {
             return Err(stopped.clone());
+        }
+        if plants::active(Plant::JoinsSentCheck)
+            && let Some(sent) = state.checking.clone()
+        {
+            sent.want(reach);
+            return Ok(sent);
         }
         let round = match &state.forming {
             Some(round) => Arc::clone(round),
@@ -209,6 +216,11 @@ impl Syncs {
 
 impl State {
     fn open_gates(&mut self, applied: Position) {
+        let applied = if plants::active(Plant::AppliedIsMaximum) {
+            applied.max(self.appended)
+        } else {
+            applied
+        };
         self.playing.retain(|playing| !playing.open_gates(applied));
     }
 }
