@@ -1,5 +1,7 @@
 //! The command `world`: draws seeds, runs them on all cores, and says what did not hold.
 
+mod plants;
+
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -8,9 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use milonga_protocol::plants::{self, Plant};
+use milonga_protocol::plants::{Plant, set};
 
-use crate::world::{Plan, Report, run, shrink};
+use crate::world::{Plan, Report, run, shrink, workloads};
 
 /// Runs the whole system in seeded worlds, under faults.
 #[derive(Clone, Debug, Parser)]
@@ -37,6 +39,12 @@ struct Args {
     /// Plants each bug in turn.
     #[arg(long, conflicts_with = "plant")]
     plants: bool,
+    /// With plants: runs all seeds, to see which invariants find them.
+    #[arg(long)]
+    matrix: bool,
+    /// All seeds get this workload.
+    #[arg(long, value_parser = workload_of)]
+    workload: Option<usize>,
     /// Prints one JSON value.
     #[arg(long)]
     json: bool,
@@ -49,14 +57,30 @@ fn plant_of(name: &str) -> Result<Plant, String> {
         .ok_or_else(|| format!("no such plant; there are: {:?}", Plant::ALL))
 }
 
+fn workload_of(name: &str) -> Result<usize, String> {
+    let all = workloads::all();
+    let names: Vec<_> = all.iter().map(|workload| workload.name()).collect();
+    let found = names.iter().position(|known| *known == name);
+    found.ok_or_else(|| format!("no such workload; there are: {names:?}"))
+}
+
+impl Args {
+    /// What `seed` draws, with the workload that was asked for.
+    fn plan(&self, seed: u64) -> Plan {
+        let mut plan = Plan::draw(seed);
+        plan.workload = self.workload.unwrap_or(plan.workload);
+        plan
+    }
+}
+
 /// The command.
 #[must_use]
 pub fn main() -> ExitCode {
     let args = Args::parse();
     let totals = match (args.seed, args.plant, args.plants) {
         (Some(seed), plant, _) => one(seed, plant, &args),
-        (None, Some(plant), _) => look_for(&[plant], &args),
-        (None, None, true) => look_for(Plant::ALL, &args),
+        (None, Some(plant), _) => plants::look_for(&[plant], &args),
+        (None, None, true) => plants::look_for(Plant::ALL, &args),
         (None, None, false) => many(&args),
     };
     if args.json {
@@ -136,18 +160,26 @@ fn now() -> Instant {
 
 fn with_plant<T>(plant: Option<Plant>, work: impl FnOnce() -> T) -> T {
     if let Some(plant) = plant {
-        plants::set(plant, true);
+        set(plant, true);
     }
     let result = work();
     if let Some(plant) = plant {
-        plants::set(plant, false);
+        set(plant, false);
     }
+    result
+}
+
+/// The same without a plant that is planted.
+fn without<T>(plant: Plant, work: impl FnOnce() -> T) -> T {
+    set(plant, false);
+    let result = work();
+    set(plant, true);
     result
 }
 
 fn one(seed: u64, plant: Option<Plant>, args: &Args) -> Totals {
     let began = now();
-    let plan = Plan::draw(seed);
+    let plan = args.plan(seed);
     if args.trace {
         eprintln!("{plan:#?}");
     }
@@ -160,7 +192,7 @@ fn one(seed: u64, plant: Option<Plant>, args: &Args) -> Totals {
         }
     }
     if !args.trace {
-        explain(&report, plant);
+        explain(&report, plant, args);
     }
     if !args.json {
         println!("trace {:016x}", report.hash);
@@ -178,7 +210,7 @@ fn many(args: &Args) -> Totals {
         let mut totals = totals.lock().unwrap_or_else(PoisonError::into_inner);
         totals.add(report);
         drop(totals);
-        explain(report, None);
+        explain(report, None, args);
         true
     };
     seeds(args, None, &every);
@@ -205,7 +237,7 @@ fn seeds(args: &Args, plant: Option<Plant>, every: &(impl Fn(&Report) -> bool + 
                 if seed >= end || limit.is_some_and(|limit| now() >= limit) {
                     return;
                 }
-                if !every(&run(&Plan::draw(seed), seed, false)) {
+                if !every(&run(&args.plan(seed), seed, false)) {
                     next.store(u64::MAX / 2, Ordering::Relaxed);
                 }
             }
@@ -219,72 +251,13 @@ fn seeds(args: &Args, plant: Option<Plant>, every: &(impl Fn(&Report) -> bool + 
     });
 }
 
-fn look_for(wanted: &[Plant], args: &Args) -> Totals {
-    let mut totals = Totals::default();
-    for plant in wanted {
-        let began = now();
-        let found: Mutex<Option<Report>> = Mutex::default();
-        let tried = AtomicU64::new(0);
-        seeds(args, Some(*plant), &|report| {
-            tried.fetch_add(1, Ordering::Relaxed);
-            if report.failure.is_none() {
-                return true;
-            }
-            let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
-            if found
-                .as_ref()
-                .is_none_or(|before| report.seed < before.seed)
-            {
-                *found = Some(report.clone());
-            }
-            false
-        });
-        let tried = tried.into_inner();
-        let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let result = found.ok_or_else(|| format!("{plant:?} NOT FOUND in {tried}"));
-        let line = result.and_then(|report| judge(*plant, &report, tried));
-        totals.seeds += tried;
-        let (text, found) = match &line {
-            Ok(text) => (text, true),
-            Err(text) => (text, false),
-        };
-        totals.passed += u64::from(found);
-        totals.failed += u64::from(!found);
-        if !args.json {
-            println!("{text} ({:.1} s)", began.elapsed().as_secs_f64());
-        }
-        let name = format!("{plant:?}");
-        let value = serde_json::json!({"name": name, "found": found, "text": text, "seeds": tried});
-        totals.plants.push(value);
-    }
-    totals
-}
-
-/// A plant counts as found only if the same seed is green without it.
-fn judge(plant: Plant, report: &Report, tried: u64) -> Result<String, String> {
-    let seed = report.seed;
-    let plan = Plan::draw(seed);
-    if let Some(failure) = run(&plan, seed, false).failure {
-        let text = format!("{plant:?}: seed {seed} fails without it, too: {failure:?}");
-        return Err(text);
-    }
-    let (smaller, report) = with_plant(Some(plant), || shrink(&plan, report, 60));
-    let failure = report.failure.map(|failure| failure.invariant);
-    Ok(format!(
-        "{plant:?} found by seed {seed} after {tried} seeds: {} ({} faults, {} clients)",
-        failure.unwrap_or_default(),
-        smaller.faults.len(),
-        smaller.shape.clients,
-    ))
-}
-
 /// A failure: the invariant, a smaller plan, the history around it, and how to repeat it.
-fn explain(report: &Report, plant: Option<Plant>) {
+fn explain(report: &Report, plant: Option<Plant>, args: &Args) {
     let Some(failure) = &report.failure else {
         return;
     };
     let seed = report.seed;
-    let (plan, small) = with_plant(plant, || shrink(&Plan::draw(seed), report, 40));
+    let (plan, small) = with_plant(plant, || shrink(&args.plan(seed), report, 40));
     let again = with_plant(plant, || run(&plan, seed, true));
     let mut text = format!(
         "seed {seed}: {} at {}\n  {}\n",
@@ -305,8 +278,12 @@ fn explain(report: &Report, plant: Option<Plant>) {
     let plant = plant
         .map(|plant| format!(" --plant {plant:?}"))
         .unwrap_or_default();
+    let workload = match args.workload {
+        Some(_) => format!(" --workload '{}'", report.workload),
+        None => String::new(),
+    };
     text += &format!(
-        "  repeat: cargo run --release -p milonga-tests --bin world -- --seed {seed} --trace{plant}\n"
+        "  repeat: cargo run --release -p milonga-tests --bin world -- --seed {seed} --trace{plant}{workload}\n"
     );
     eprint!("{text}");
 }

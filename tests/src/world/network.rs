@@ -9,6 +9,7 @@ mod datagrams;
 mod exchange;
 mod model;
 mod observed;
+mod shown;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,10 +28,11 @@ use crate::world::trace::Moment;
 use call::{Endpoint, Ticket};
 use datagrams::Bound;
 pub(crate) use datagrams::Inbox;
-pub use exchange::{Exchange, How, Said, Shown, Wire};
+pub use exchange::{Exchange, Wire};
 pub use model::NetworkPlan;
 use model::{Fate, Model};
 pub use observed::{Direction, Letter};
+pub use shown::{How, Said, Shown};
 
 /// All links of the world; clones share them.
 #[derive(Clone)]

@@ -14,11 +14,19 @@ const REPAIRED_WITHIN: u64 = 15_000_000_000;
 /// See the file's head.
 #[derive(Debug, Default)]
 pub struct Lost {
-    /// What each unit surely had: in which epoch, and in which run, it said so last.
-    had: BTreeMap<(ServerName, Position), (Epoch, u64)>,
+    /// What each unit surely had.
+    had: BTreeMap<(ServerName, Position), Had>,
     /// What each unit called lost since everything healed, and when first.
     lost: BTreeMap<(ServerName, Position), Moment>,
     trimmed: Position,
+}
+
+/// In which epoch and run it said so last, and since when it had it.
+#[derive(Clone, Copy, Debug)]
+struct Had {
+    epoch: Epoch,
+    run: u64,
+    since: Moment,
 }
 
 impl Invariant for Lost {
@@ -57,7 +65,14 @@ impl Lost {
             let key = (exchange.server.clone(), shown.position);
             match shown.said {
                 Said::Data(_) | Said::Junk => {
-                    self.had.insert(key.clone(), (epoch, exchange.run));
+                    let before = self.had.get(&key);
+                    let before = before.filter(|had| !wire.is_void(had.epoch, key.1));
+                    let had = Had {
+                        epoch,
+                        run: exchange.run,
+                        since: before.map_or(exchange.at, |had| had.since),
+                    };
+                    self.had.insert(key.clone(), had);
                     self.lost.remove(&key);
                 }
                 Said::Lost if healed && self.had.contains_key(&key) => {
@@ -76,12 +91,14 @@ impl Lost {
         exchange: &Exchange,
         key: &(ServerName, Position),
     ) -> Result<(), Violation> {
-        let Some((epoch, run)) = self.had.get(key).copied() else {
+        let Some(Had { epoch, run, since }) = self.had.get(key).copied() else {
             return Ok(());
         };
         // Damage in the last batch that a restarted unit finds looks like a torn write (rule 27).
         let cut = run != exchange.run && wire.damaged.contains(&exchange.server);
-        if cut || wire.is_void(epoch, key.1) || key.1 < self.trimmed {
+        // A read takes effect when it begins; the disk may take its time.
+        let before = exchange.asked <= since;
+        if before || cut || wire.is_void(epoch, key.1) || key.1 < self.trimmed {
             return Ok(());
         }
         Err(Violation(format!(

@@ -41,8 +41,9 @@ impl Replicas {
         }
         let unwritten = |said: &Said| *said == Said::Unwritten;
         for shown in exchange.shown.iter().filter(|s| unwritten(&s.said)) {
-            let settled = self.0.settled_in(shown.position);
-            if settled.is_some_and(|before| before <= epoch) {
+            // A read takes effect when it begins; the disk may take its time.
+            let settled = self.0.settled_at(shown.position);
+            if settled.is_some_and(|(at, before)| before <= epoch && at < exchange.asked) {
                 let (position, server) = (shown.position, &exchange.server);
                 let text = format!("{position} was settled, but {server} does not have it");
                 return Err(Violation(text));

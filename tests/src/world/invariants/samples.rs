@@ -1,6 +1,6 @@
 //! Hand-made observations, for the tests of invariants.
 //!
-//! Two epochs: 1 from 0 on, 2 from 2 on. One chain, `a` its head, `b` its tail.
+//! Two epochs: 1 from 0 on, 2 from 4 on. One chain, `a` its head, `b` its tail.
 
 use bytes::Bytes;
 use milonga_protocol::layout::{Published, SequencerRef};
@@ -22,8 +22,8 @@ use crate::world::trace::Moment;
 pub(super) const STREAM: StreamId = StreamId(5);
 
 pub(super) fn layout(epoch: u64) -> Layout {
-    let start = Position(if epoch == 1 { 0 } else { 2 });
-    let starts = (1..=epoch).map(|e| (Epoch(e), Position(if e == 1 { 0 } else { 2 })));
+    let start = Position(if epoch == 1 { 0 } else { 4 });
+    let starts = (1..=epoch).map(|e| (Epoch(e), Position(if e == 1 { 0 } else { 4 })));
     let unit = |(n, name): (u128, &str)| UnitRef {
         name: name.into(),
         id: UnitId(n),

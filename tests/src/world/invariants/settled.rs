@@ -68,7 +68,10 @@ impl Settled {
         at: Moment,
         value: Outcome,
     ) -> Result<(), Violation> {
-        let (known, before) = self.0.entry(position).or_insert((at, value.clone()));
+        let (known, before) = self
+            .0
+            .entry(position)
+            .or_insert_with(|| (at, value.clone()));
         if *before == value {
             return Ok(());
         }

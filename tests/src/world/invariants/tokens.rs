@@ -67,7 +67,7 @@ impl Tokens {
             let text = format!("{now:?} was granted below the start of {layout:?}");
             return Err(Violation(text));
         }
-        let mut older = self.settled.range(..epoch);
+        let mut older = self.settled.range(..=epoch);
         match older.find(|(_, high)| **high >= token.position) {
             Some((before, high)) => Err(Violation(format!(
                 "{now:?} was granted, but {high} was settled in {before}"

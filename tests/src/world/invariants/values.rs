@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use milonga_protocol::{Epoch, Position, ServerName};
 
 use crate::world::network::{Exchange, Said, Shown, Wire};
+use crate::world::trace::Moment;
 use crate::world::workload::Violation;
 
 /// The values that were named, and what is settled.
@@ -20,6 +21,7 @@ pub(super) struct Values {
 
 #[derive(Clone, Debug)]
 struct Named {
+    at: Moment,
     epoch: Epoch,
     by: ServerName,
     said: Said,
@@ -43,6 +45,7 @@ impl Values {
         let values = exchange.shown.iter().filter(|shown| shown.said.is_value());
         for shown in values {
             let named = Named {
+                at: exchange.at,
                 epoch,
                 by: exchange.server.clone(),
                 said: shown.said.clone(),
@@ -80,8 +83,9 @@ impl Values {
         }
     }
 
-    /// In which epoch the tail of its chain had `position` for the first time.
-    pub(super) fn settled_in(&self, position: Position) -> Option<Epoch> {
-        self.settled.get(&position).map(|named| named.epoch)
+    /// When, and in which epoch, the tail of its chain said for the first time that it had `position`.
+    pub(super) fn settled_at(&self, position: Position) -> Option<(Moment, Epoch)> {
+        let named = self.settled.get(&position)?;
+        Some((named.at, named.epoch))
     }
 }
