@@ -173,8 +173,12 @@ impl Log for LogClient {
     }
 
     fn tail(&self, of: TailOf) -> BoxFuture<'static, Result<Tail, LogError>> {
-        let tails = Arc::clone(&self.tails);
-        Box::pin(async move { tails.tail(of).await })
+        let (tails, reader) = (Arc::clone(&self.tails), Arc::clone(&self.reader));
+        Box::pin(async move {
+            let tail = tails.tail(of).await?;
+            reader.heard_of(&tail);
+            Ok(tail)
+        })
     }
 
     fn read(

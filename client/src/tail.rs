@@ -323,8 +323,15 @@ impl TailChecks {
         streams: &[StreamId],
         deadline: Time,
     ) -> Result<Written, Failure> {
-        let (_, others) = view.chain(view.last_segment(), chain).split_last().expect(REPLICAS);
-        let confirmed = try_join_all(others.iter().map(|unit| self.confirm(view, *unit, deadline)));
+        let (_, others) = view
+            .chain(view.last_segment(), chain)
+            .split_last()
+            .expect(REPLICAS);
+        let confirmed = try_join_all(
+            others
+                .iter()
+                .map(|unit| self.confirm(view, *unit, deadline)),
+        );
         let (_, ends) = try_join(confirmed, self.ask_tail(view, chain, streams, deadline)).await?;
         Ok(ends)
     }

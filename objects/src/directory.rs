@@ -69,8 +69,8 @@ pub(crate) enum DirectoryOp {
     Register { name: String, kind: ObjectKind },
 }
 
-/// Names of objects. Streams are given out in the order of registration: 16, 18, 20, … (the odd ones are for
-/// checkpoints).
+/// Names of objects. An object's stream is told by the position of its registration, not by how many came before: if a
+/// registration is lost and given up, nobody else's stream moves. The odd streams are for checkpoints.
 #[derive(Clone, Default)]
 pub(crate) struct Directory {
     objects: OrdMap<Arc<str>, ObjectInfo>,
@@ -110,7 +110,12 @@ impl Object for Directory {
         if let Some(existing) = self.objects.get(name.as_str()) {
             return existing.clone();
         }
-        let stream = StreamId(FIRST_STREAM + 2 * self.objects.len() as u64);
+        let stream = stream_of(context.position);
+        if self.streams.contains(&stream) {
+            // Two registrations in one entry: only a foreign writer makes such, and one stream has one object.
+            let mut taken = self.objects.values().filter(|info| info.stream == stream);
+            return taken.next().expect("it is somebody's").clone();
+        }
         let name: Arc<str> = name.into();
         let info = ObjectInfo {
             name: Arc::clone(&name),
@@ -127,6 +132,11 @@ impl Object for Directory {
         let DirectoryOp::Register { name, .. } = op;
         Touches::key(KeyBytes::of(name.as_str()))
     }
+}
+
+/// The stream of the object that is registered at `position`.
+fn stream_of(position: Position) -> StreamId {
+    StreamId(FIRST_STREAM.saturating_add(position.0.saturating_mul(2)))
 }
 
 #[cfg(test)]
@@ -150,13 +160,19 @@ mod tests {
         let mut directory = Directory::default();
         let first = register(&mut directory, "b", 3);
         let second = register(&mut directory, "a", 4);
-        assert_eq!((first.stream, second.stream), (StreamId(16), StreamId(18)));
+        assert_eq!((first.stream, second.stream), (StreamId(22), StreamId(24)));
         assert_eq!(register(&mut directory, "b", 9), first);
         assert_eq!(first.kind.to_string(), "map<str, i64>");
         assert_eq!(directory.get("a"), Some(&second));
         assert_eq!(
             *directory.streams(),
-            [StreamId::DIRECTORY, StreamId(16), StreamId(18)]
+            [StreamId::DIRECTORY, StreamId(22), StreamId(24)]
         );
+        // Had the first registration been lost, the second would still be what it is.
+        let mut without = Directory::default();
+        assert_eq!(register(&mut without, "a", 4), second);
+        // A stream never has two objects.
+        assert_eq!(register(&mut directory, "c", 4), second);
+        assert_eq!(directory.get("c"), None);
     }
 }

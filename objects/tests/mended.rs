@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -208,4 +209,83 @@ async fn playback_goes_on_while_a_closure_reads() {
         )
     });
     assert_eq!(inner.unwrap(), (1, Ok(1), Ok(1)));
+}
+
+/// A tail check asks about the objects that were open when it was sent.
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_includes_what_was_there_of_an_object_opened_meanwhile() {
+    let log = MemoryLog::new();
+    let (a, b) = (replica(&log, 1), replica(&log, 2));
+    let _y = a.counter("y").await.unwrap();
+    b.counter("x").await.unwrap().add(1).await.unwrap();
+    // Only the check of the snapshot is held.
+    let (first, held) = (AtomicBool::new(true), Arc::new(AtomicBool::new(true)));
+    let flag = Arc::clone(&held);
+    log.set_gate(Some(Arc::new(move |at| -> BoxFuture<'static, ()> {
+        let mine = at == Gate::BeforeTail && first.swap(false, Ordering::Relaxed);
+        let flag = Arc::clone(&flag);
+        Box::pin(async move {
+            while mine && flag.load(Ordering::Relaxed) {
+                pause(1).await;
+            }
+        })
+    })));
+    let snapshot = spawn({
+        let a = a.clone();
+        async move { a.snapshot().await.unwrap() }
+    });
+    settle_down().await;
+    let x = a.counter("x").await.unwrap();
+    held.store(false, Ordering::Relaxed);
+    let snapshot = snapshot.await.unwrap();
+    let seen = snapshot.of(&x).map(|x| x.value());
+    assert!(
+        !matches!(seen, Ok(0)),
+        "{seen:?} at {}",
+        snapshot.position()
+    );
+}
+
+/// Giving back what it has taken must not wake a transaction that waits for what others have taken.
+#[tokio::test(start_paused = true)]
+async fn a_transaction_that_waits_for_queue_items_does_not_wake_itself() {
+    let log = MemoryLog::new();
+    support::jitter(&log, 3);
+    let a = replica(&log, 1);
+    let free = a.queue::<u64>("free").await.unwrap();
+    let busy = a.queue::<u64>("busy").await.unwrap();
+    free.push(1).await.unwrap();
+    busy.push(1).await.unwrap();
+    let holder = spawn({
+        let (a, busy) = (a.clone(), busy.clone());
+        async move {
+            let taken = a.transaction(async |tx| {
+                let got = tx.pop(&busy);
+                pause(900).await;
+                Ok::<_, Infallible>(got)
+            });
+            taken.await
+        }
+    });
+    pause(100).await;
+    let runs = Arc::new(AtomicUsize::new(0));
+    let waiter = spawn({
+        let runs = Arc::clone(&runs);
+        async move {
+            let taken = a.transaction(async |tx| {
+                runs.fetch_add(1, Ordering::Relaxed);
+                Ok::<_, Infallible>((tx.pop(&free), tx.pop(&busy)))
+            });
+            taken.await
+        }
+    });
+    let held = holder.await.unwrap().unwrap().committed();
+    assert_eq!(held, Some(Some(1)));
+    assert_eq!(
+        waiter.await.unwrap().unwrap().committed(),
+        Some((Some(1), None))
+    );
+    let runs = runs.load(Ordering::Relaxed);
+    // Each run waits for a tail check, up to 20 ms, and then about 5 ms.
+    assert!(runs < 100, "{runs} runs");
 }

@@ -88,3 +88,31 @@ async fn an_object_whose_only_entry_is_lost_halts_there_and_never_looks_empty() 
         milonga.close().await.expect("closes");
     }
 }
+
+/// Streams are not numbered by how many registrations can be read: else the next object would get another one's data.
+#[tokio::test]
+async fn a_registration_that_was_given_up_moves_nobody_elses_stream() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let milonga = Milonga::embedded(dir.path()).await.expect("opens");
+    let first = milonga.counter("alpha").await.expect("opens");
+    first.add(1).await.expect("counts");
+    let lost = milonga.counter("bravo-unmistakable").await.expect("opens");
+    let kept = milonga.counter("charlie").await.expect("opens");
+    lost.add(1_000).await.expect("counts");
+    kept.add(7).await.expect("counts");
+    milonga.close().await.expect("closes");
+    assert!(destroy(dir.path(), b"bravo-unmistakable") > 0);
+    let milonga = Milonga::embedded(dir.path()).await.expect("opens");
+    let given_up = milonga
+        .client()
+        .give_up_lost(Position::ZERO, Position(1_000))
+        .await;
+    assert_eq!(given_up.expect("it is lost everywhere").len(), 1);
+    milonga.close().await.expect("closes");
+    let milonga = Milonga::embedded(dir.path()).await.expect("opens");
+    let kept = milonga.counter("charlie").await.expect("opens");
+    assert_eq!(kept.get().await.expect("counts"), 7);
+    let again = milonga.counter("bravo-unmistakable").await.expect("opens");
+    assert_eq!(again.get().await.expect("a new one"), 0);
+    milonga.close().await.expect("closes");
+}

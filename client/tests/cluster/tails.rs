@@ -197,3 +197,67 @@ async fn a_reader_of_what_was_trimmed_runs_into_the_mark() {
     let read = reader.read_streams(read).await;
     assert!(matches!(read, Err(LogError::Trimmed { .. })), "{read:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_hung_tail_of_another_chain_holds_up_no_check() {
+    let fake = Fake::new(2, 2);
+    let client = client(&fake).await;
+    append(&client, "a").await;
+    fake.faults(|to, _| match to.name.as_str() {
+        "unit-2b" => Fault::Silence,
+        _ => Fault::None,
+    });
+    let mut slow = 0;
+    for _ in 0..6 {
+        let began = fake.env.now();
+        let tail = client.tail(TailOf::Streams([S].into())).await;
+        tail.expect("chain 1 is whole");
+        slow += u32::from(fake.env.now().since(began) > Duration::from_millis(100));
+    }
+    assert!(
+        slow <= 1,
+        "only who finds out waits for the chain that hangs: {slow}"
+    );
+}
+
+/// Rule 26: what was granted is known, whether somebody reads as far or not, so all holes become due together.
+#[tokio::test(start_paused = true)]
+async fn holes_known_together_are_filled_together() {
+    const TOKENS: u64 = 16;
+    let fake = Fake::new(1, 1);
+    let reader = client(&fake).await;
+    // The even ones are never written, the odd ones one after the other.
+    fake.faults(|_, request| match request {
+        Request::Unit(UnitRequest::Write { items, .. }) => match items[0].0.0 {
+            p if p % 2 == 0 => Fault::Silence,
+            p => Fault::Delay(Duration::from_millis(10 + 3 * p)),
+        },
+        _ => Fault::None,
+    });
+    let (mut writers, mut appends) = (Vec::new(), Vec::new());
+    for n in 0..TOKENS {
+        let writer = client(&fake).await;
+        let entry = NewEntry::new([S], n.to_string());
+        appends.push(background(&fake, writer.append(entry)));
+        writers.push(writer);
+        sleep_ms(&fake, 0).await;
+    }
+    sleep_ms(&fake, 1).await;
+    let (began, mut at) = (fake.env.now(), Position::ZERO);
+    while at < Position(TOKENS) {
+        let tail = reader.tail(TailOf::Streams([S].into())).await;
+        let tail = tail.expect("no faults in tail checks");
+        assert_eq!(tail.next, Position(TOKENS), "all were granted before");
+        let target = tail.target();
+        if target.to <= at {
+            sleep_ms(&fake, 1).await;
+            continue;
+        }
+        crate::play(&reader, at, target)
+            .await
+            .expect("no faults in reads");
+        at = target.to;
+    }
+    let took = fake.env.now().since(began);
+    assert!(took < Duration::from_millis(90), "{took:?}");
+}

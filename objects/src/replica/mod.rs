@@ -111,7 +111,6 @@ impl Replica {
             obstacle: Mutex::default(),
             next_lane: AtomicU64::new(0),
             claims: Mutex::default(),
-            claim_ended: Notify::new(),
             env: Arc::clone(&env),
             log,
             options,
@@ -174,7 +173,8 @@ impl Replica {
     /// # Errors
     /// [`ReadError`] if it cannot be played.
     pub async fn sync(&self) -> Result<Position, ReadError> {
-        self.shared().syncs.sync(Reach::Hosted).await?;
+        // Also of objects that are opened meanwhile.
+        self.shared().syncs.sync(Reach::Written).await?;
         Ok(self.applied())
     }
 
@@ -190,7 +190,8 @@ impl Replica {
     /// # Errors
     /// [`ReadError`] if the log cannot be played; halted objects fail only when they are asked for.
     pub async fn snapshot(&self) -> Result<Snapshot, ReadError> {
-        self.shared().syncs.sync(Reach::Hosted).await?;
+        // An object that is opened meanwhile is in it, too, and the check did not name its stream.
+        self.shared().syncs.sync(Reach::Written).await?;
         Ok(Snapshot::new(self.shared()))
     }
 

@@ -324,6 +324,10 @@ fn count(plans: &[Plan<'_>]) {
 }
 
 fn resolve(position: Position, batch: &Batch, outcomes: Vec<RecordOutcome>) {
+    // Own entries hold a record for each slot; should one ever not, nobody waits in vain.
+    for slot in batch.slots.iter().skip(outcomes.len()) {
+        slot.give_up(0);
+    }
     for (slot, outcome) in batch.slots.iter().zip(outcomes) {
         slot.resolve(match outcome {
             RecordOutcome::Applied(output) => Outcome::Applied { position, output },

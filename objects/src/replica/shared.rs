@@ -43,8 +43,6 @@ pub(crate) struct Shared {
     pub(super) next_lane: AtomicU64,
     /// Queue items that local transactions under way have taken.
     pub(crate) claims: Mutex<BTreeMap<StreamId, BTreeSet<ItemKey>>>,
-    /// A local transaction gave back what it had taken, or popped it.
-    pub(crate) claim_ended: Notify,
 }
 
 impl Shared {

@@ -23,6 +23,9 @@ pub use tx::{Len, Tx};
 /// A world that lacks an object is renewed so many times.
 pub(super) const RENEWALS: u32 = 3;
 
+/// How long a transaction waits for queue items that others have taken: an append takes a fraction of it.
+const CROWD_PATIENCE: Duration = Duration::from_secs(1);
+
 /// How a transaction ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -84,12 +87,15 @@ impl Replica {
             Duration::from_millis(50),
         );
         let (mut attempts, mut renewals) = (0, 0);
-        let patience = shared.env.now().after(shared.options.deadline);
+        let mut crowded = Backoff::between(
+            &shared.env,
+            Duration::from_micros(200),
+            Duration::from_millis(5),
+        );
+        let patience = shared.env.now().after(CROWD_PATIENCE);
         loop {
             let synced = shared.syncs.sync(Reach::Written).await;
             synced.map_err(|source| TransactionError::Read { source })?;
-            // Made before looking, so that none is missed.
-            let claim_ended = shared.claim_ended.notified();
             let crowd = match shared.env.now() < patience {
                 true => Crowd::Wait,
                 false => Crowd::Push,
@@ -107,12 +113,9 @@ impl Replica {
                 None => {}
             }
             if tx.crowd == Crowd::Met {
+                // Gives back what it has taken itself.
                 drop(tx);
-                tokio::select! {
-                    biased;
-                    () = claim_ended => {}
-                    () = backoff.sleep() => {}
-                }
+                crowded.sleep().await;
                 continue;
             }
             let value = match result {

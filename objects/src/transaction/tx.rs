@@ -432,8 +432,6 @@ impl Drop for Tx {
                 of_stream.remove(key);
             }
         }
-        drop(claims);
-        self.shared.claim_ended.notify_waiters();
     }
 }
 
