@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use milonga_protocol::{Epoch, Position, ServerName, StreamId};
 
+use crate::world::history::{Deed, End};
 use crate::world::network::Letter;
 use crate::world::trace::Moment;
 
@@ -59,6 +60,8 @@ pub enum Operation {
         /// Everything below.
         below: Position,
     },
+    /// Something with objects.
+    Object(Deed),
     /// Anything else, in words.
     Other(String),
 }
@@ -91,6 +94,8 @@ pub enum Outcome {
     Failed(String),
     /// It may have happened, or may happen yet.
     Unknown(String),
+    /// What came of something with objects.
+    Object(Box<End>),
     /// Done; anything else in words.
     Other(String),
 }
