@@ -39,6 +39,9 @@ struct Args {
     /// Plants each bug in turn.
     #[arg(long, conflicts_with = "plant")]
     plants: bool,
+    /// Prints the names of all plants, one a line.
+    #[arg(long)]
+    list_plants: bool,
     /// With plants: runs all seeds, to see which invariants find them.
     #[arg(long)]
     matrix: bool,
@@ -77,6 +80,10 @@ impl Args {
 #[must_use]
 pub fn main() -> ExitCode {
     let args = Args::parse();
+    if args.list_plants {
+        Plant::ALL.iter().for_each(|plant| println!("{plant:?}"));
+        return ExitCode::SUCCESS;
+    }
     let totals = match (args.seed, args.plant, args.plants) {
         (Some(seed), plant, _) => one(seed, plant, &args),
         (None, Some(plant), _) => plants::look_for(&[plant], &args),
@@ -128,6 +135,7 @@ impl Totals {
             "virtual_hours": self.virtual_seconds / 3_600.0,
             "operations": self.operations,
             "overlapping": self.overlapping,
+            "faults_begun": self.faults.values().sum::<u64>(),
             "faults": self.faults,
             "plants": self.plants,
         })
