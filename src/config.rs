@@ -123,15 +123,7 @@ impl ClientConfig {
             path: path.to_owned(),
             source,
         })?;
-        let mut config: Self = toml::from_str(&text).map_err(|e| ConfigError::Parse {
-            path: path.to_owned(),
-            why: e.to_string(),
-        })?;
-        if config.layout_servers.is_empty() {
-            return Err(ConfigError::NoServers {
-                path: path.to_owned(),
-            });
-        }
+        let mut config = Self::parse(&text, path)?;
         let folder = path.parent().unwrap_or_else(|| Path::new("."));
         for file in [
             &mut config.tls.ca,
@@ -139,6 +131,23 @@ impl ClientConfig {
             &mut config.tls.key,
         ] {
             *file = folder.join(&*file);
+        }
+        Ok(config)
+    }
+
+    /// Parses `text`; paths stay as they are, and `path` is for the error messages only.
+    ///
+    /// # Errors
+    /// [`ConfigError`] says what is wrong and where.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|e| ConfigError::Parse {
+            path: path.to_owned(),
+            why: e.to_string(),
+        })?;
+        if config.layout_servers.is_empty() {
+            return Err(ConfigError::NoServers {
+                path: path.to_owned(),
+            });
         }
         Ok(config)
     }

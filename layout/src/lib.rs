@@ -20,6 +20,8 @@
 mod core;
 mod courier;
 mod effect;
+#[cfg(feature = "fuzzing")]
+pub mod fuzz;
 mod gets;
 mod heard;
 mod history;

@@ -1,5 +1,7 @@
 //! Where the history is durable: one redb file, or memory for tests.
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 mod records;
 #[cfg(test)]
 mod tests;

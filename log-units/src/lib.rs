@@ -22,6 +22,8 @@ mod epochs;
 mod facts;
 mod files;
 mod format;
+#[cfg(feature = "fuzzing")]
+pub mod fuzz;
 mod index;
 mod inspect;
 mod junk;

@@ -23,6 +23,8 @@
 mod counter;
 mod directory;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzz;
 mod handle;
 mod key;
 mod map;

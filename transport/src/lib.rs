@@ -58,6 +58,8 @@
 mod bounds;
 pub mod certs;
 mod env;
+#[cfg(feature = "fuzzing")]
+pub mod fuzz;
 mod identity;
 mod in_flight;
 mod lock;

@@ -30,4 +30,6 @@ mod wire;
 
 pub use client::QuicNetwork;
 pub use datagrams::Datagrams;
+#[cfg(feature = "fuzzing")]
+pub(crate) use frames::cut;
 pub use server::{BindError, QuicServer};

@@ -108,7 +108,8 @@ impl BatchHeader {
         let _zero = r.u32()?;
         let crc =
             crc32c::crc32c_append(owner.seed_of(header.generation), &bytes[..BATCH_HEADER - 4]);
-        (r.u32()? == crc).then_some(header)
+        // Numbers begin at 1: one that nothing can follow was never given.
+        (r.u32()? == crc && header.number < u64::MAX).then_some(header)
     }
 }
 

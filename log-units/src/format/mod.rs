@@ -52,7 +52,8 @@ pub(crate) fn segment_name(number: u64) -> String {
 pub(crate) fn segment_number(name: &str) -> Option<u64> {
     let digits = name.strip_prefix("segment-")?.strip_suffix(".log")?;
     let number = u64::from_str_radix(digits, 16).ok()?;
-    (segment_name(number) == name).then_some(number)
+    // Numbers begin at 1: one that nothing can follow was never given.
+    (segment_name(number) == name && number < u64::MAX).then_some(number)
 }
 
 /// Whose bytes these are: part of every checksum.

@@ -3,7 +3,7 @@
 use bytes::BytesMut;
 use milonga_protocol::frame::{FrameError, Message, PREFIX_BYTES, Prefix};
 use quinn::RecvStream;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::numbers::Numbers;
 
@@ -36,14 +36,14 @@ impl Unreadable {
 
 /// Cuts a stream into frames. Messages are slices of its read buffer: no copy, but a small one that is kept for
 /// long keeps a block of up to 64 KiB with it.
-pub(super) struct Frames {
-    stream: RecvStream,
+pub(super) struct Frames<R = RecvStream> {
+    stream: R,
     buffer: BytesMut,
     numbers: Numbers,
 }
 
-impl Frames {
-    pub(super) fn new(stream: RecvStream, numbers: Numbers) -> Self {
+impl<R: AsyncRead + Unpin> Frames<R> {
+    pub(super) fn new(stream: R, numbers: Numbers) -> Self {
         Self {
             stream,
             buffer: BytesMut::new(),
@@ -108,5 +108,39 @@ impl Frames {
             .first_chunk::<PREFIX_BYTES>()
             .map(Prefix::read)
             .transpose()
+    }
+}
+
+/// The frames in `bytes`, of which `step` come at a time, and whether the rest is malformed.
+#[cfg(feature = "fuzzing")]
+pub(crate) async fn cut(bytes: &[u8], step: usize) -> (Vec<(Prefix, Message)>, bool) {
+    let mut frames = Frames::new(Pieces { bytes, step }, Numbers::new("fuzzing"));
+    let mut found = Vec::new();
+    loop {
+        match frames.next().await {
+            Ok(frame) => found.push(frame),
+            Err(why) => return (found, why.is_malformed()),
+        }
+    }
+}
+
+#[cfg(feature = "fuzzing")]
+struct Pieces<'a> {
+    bytes: &'a [u8],
+    step: usize,
+}
+
+#[cfg(feature = "fuzzing")]
+impl AsyncRead for Pieces<'_> {
+    fn poll_read(
+        mut self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+        room: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        let len = self.step.max(1).min(room.remaining());
+        let (piece, rest) = self.bytes.split_at(len.min(self.bytes.len()));
+        room.put_slice(piece);
+        self.bytes = rest;
+        std::task::Poll::Ready(Ok(()))
     }
 }
