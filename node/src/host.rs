@@ -11,10 +11,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use milonga_protocol::messages::{CallId, Refusal, Response};
+use milonga_protocol::sync::atomic::{AtomicUsize, Ordering};
+use milonga_protocol::sync::{Weakness, weakened};
 use milonga_protocol::{BoxFuture, SharedEnv, Task, Time};
 use milonga_transport::Reply;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -99,8 +100,8 @@ struct Charge {
 
 impl Charge {
     fn new(load: &Arc<Load>, bytes: usize) -> Self {
-        load.requests.fetch_add(1, Ordering::Relaxed);
-        load.bytes.fetch_add(bytes, Ordering::Relaxed);
+        add(&load.requests, 1);
+        add(&load.bytes, bytes);
         Self {
             load: Arc::clone(load),
             bytes,
@@ -110,6 +111,14 @@ impl Charge {
     fn is_too_much(&self) -> bool {
         self.load.requests.load(Ordering::Relaxed) > MOST_REQUESTS
             || self.load.bytes.load(Ordering::Relaxed) > MOST_BYTES
+    }
+}
+
+fn add(sum: &AtomicUsize, more: usize) {
+    if weakened(Weakness::SplitCount) {
+        sum.store(sum.load(Ordering::Acquire) + more, Ordering::Release);
+    } else {
+        sum.fetch_add(more, Ordering::Relaxed);
     }
 }
 
@@ -292,6 +301,46 @@ impl<C: Core, F: FnMut(C::Effect) + Send + 'static> Host<C, F> {
                 },
             }
         }
+    }
+}
+
+#[cfg(all(test, milonga_loom))]
+mod models {
+    use milonga_protocol::sync::{explore, find, thread};
+
+    use super::*;
+
+    /// Two requests that together are too much: at most one is let in, and what they held is given back.
+    fn charging() {
+        let load = Arc::new(Load::default());
+        let charge = |load: &Arc<Load>| {
+            let charge = Charge::new(load, MOST_BYTES / 2 + 1);
+            (!charge.is_too_much()).then_some(charge)
+        };
+        let other = {
+            let load = Arc::clone(&load);
+            thread::spawn(move || charge(&load))
+        };
+        let mine = charge(&load);
+        let theirs = other.join().expect("no panic");
+        assert!(mine.is_none() || theirs.is_none(), "over the bound");
+        drop((mine, theirs));
+        let left = (&load.requests, &load.bytes);
+        let left = (
+            left.0.load(Ordering::Relaxed),
+            left.1.load(Ordering::Relaxed),
+        );
+        assert_eq!(left, (0, 0), "given back");
+    }
+
+    #[test]
+    fn a_host_holds_no_more_than_its_bound() {
+        explore(3, charging);
+    }
+
+    #[test]
+    fn counting_in_two_steps_is_found() {
+        find(Weakness::SplitCount, "over the bound", 3, charging);
     }
 }
 

@@ -1,10 +1,14 @@
 //! Where the outcome of a record arrives.
 
+#[cfg(all(test, milonga_loom))]
+mod models;
+
 use std::any::Any;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use milonga_protocol::Position;
+use milonga_protocol::sync::{Mutex, MutexGuard, Weakness, weakened};
 
 use crate::error::UpdateError;
 use crate::update::{Settled, Ticket};
@@ -141,6 +145,10 @@ impl Slot {
             Some(Outcome::Failed(error)) => return Poll::Ready(Err(error)),
             Some(outcome) => return Poll::Ready(Ok(outcome)),
             None => {}
+        }
+        if weakened(Weakness::SplitPoll) {
+            drop(state);
+            state = self.lock();
         }
         if let Some(waited_ms) = state.given_up {
             return Poll::Ready(Err(UpdateError::OutcomeUnknown {

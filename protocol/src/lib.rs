@@ -28,6 +28,7 @@ pub mod memory;
 pub mod messages;
 pub mod plants;
 pub mod settle;
+pub mod sync;
 
 pub use entry::{BackPointers, EncodedEntry, Entry, EntryError, ListEnd, StreamLink, Value};
 pub use env::{BoxFuture, Env, SharedEnv, Task, Time};

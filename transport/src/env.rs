@@ -1,10 +1,11 @@
 //! The real environment: tokio's clock and tasks, randomness of the operating system.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use milonga_protocol::env::{BoxFuture, Env, Task, Time};
+use milonga_protocol::sync::Mutex;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::runtime::Handle;
 use tokio::time::Instant;

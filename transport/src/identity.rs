@@ -1,9 +1,10 @@
 //! What this process says of itself at the start of each connection.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use milonga_protocol::frame::WIRE_VERSION;
 use milonga_protocol::messages::Handshake;
+use milonga_protocol::sync::OnceLock;
 use milonga_protocol::{ClusterId, Incarnation, ServerName};
 
 /// Name, run and cluster of this process; shared by everything in it that dials or listens.

@@ -1,6 +1,7 @@
 //! Locks that survive a panic of another holder.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use milonga_protocol::sync::{Mutex, MutexGuard};
+use std::sync::PoisonError;
 
 /// Locks. What the mutexes of this crate guard is consistent between any two statements, so a panic elsewhere
 /// must not spread.

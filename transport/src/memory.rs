@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use milonga_protocol::ServerName;
 use milonga_protocol::env::{BoxFuture, SharedEnv, Task, Time};
 use milonga_protocol::frame::{Message, check_size};
+use milonga_protocol::sync::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::bounds::{Bounds, cost_of, permits};

@@ -4,11 +4,13 @@ mod pop;
 mod state;
 
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use milonga_protocol::sync::{
+    Mutex, Notify,
+    atomic::{AtomicUsize, Ordering},
+};
 use milonga_protocol::{LogError, Position};
-use tokio::sync::Notify;
 
 use crate::error::{ReadError, UpdateError};
 use crate::handle::{Handle, Opened};

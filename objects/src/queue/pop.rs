@@ -4,16 +4,17 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::{Context, Poll};
-
-use tokio::sync::Notify;
 
 use crate::error::UpdateError;
 use crate::object::Value;
 use crate::replica::lock;
 use crate::update::Update;
+use milonga_protocol::sync::{
+    Mutex, Notify,
+    atomic::{AtomicUsize, Ordering},
+};
 
 /// What the clones of a handle share.
 pub(super) struct Pops<T> {
@@ -96,5 +97,49 @@ impl<T: Value> Drop for Pop<T> {
 impl<T: Value> fmt::Debug for Pop<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Pop")
+    }
+}
+
+#[cfg(all(test, milonga_loom))]
+mod models {
+    use milonga_protocol::sync::{Weakness, block_on, explore, find, thread};
+
+    use super::*;
+
+    /// As `Queue::pop_wait` does: an item that another pop has as good as taken is waited for.
+    fn handing() {
+        let pops = Arc::new(Pops {
+            handed: Mutex::default(),
+            under_way: AtomicUsize::new(0),
+            changed: Notify::new(),
+        });
+        let under_way = UnderWay::begin(&pops);
+        let dropped = {
+            let pops = Arc::clone(&pops);
+            thread::spawn(move || {
+                pops.hand(7);
+                drop(under_way);
+            })
+        };
+        let item = loop {
+            let changed = pops.changed.notified();
+            if let Some(item) = pops.take_handed() {
+                break item;
+            }
+            block_on(changed);
+        };
+        assert_eq!(item, 7);
+        dropped.join().expect("no panic");
+        assert_eq!(pops.under_way.load(Ordering::Acquire), 0);
+    }
+
+    #[test]
+    fn an_item_of_a_dropped_pop_reaches_who_waits() {
+        explore(3, handing);
+    }
+
+    #[test]
+    fn waiting_from_the_first_poll_on_is_found() {
+        find(Weakness::LateWaiters, "deadlock", 3, handing);
     }
 }

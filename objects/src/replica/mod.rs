@@ -20,12 +20,11 @@ pub(crate) mod submit;
 pub(crate) mod sync;
 
 use std::fmt;
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use milonga_protocol::sync::{Mutex, MutexGuard, Notify, OnceLock, RwLock, atomic::AtomicU64};
 use milonga_protocol::{Position, SharedEnv, SharedLog, StreamId, Task};
-use tokio::sync::Notify;
 
 use crate::counter::Counter;
 use crate::directory::ObjectInfo;

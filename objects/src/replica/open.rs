@@ -6,8 +6,9 @@
 //! (rules 32, 39).
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use milonga_protocol::sync::Mutex;
 use milonga_protocol::{AppendError, LogError, NewEntry, Position, StreamId, Tail, TailOf, Target};
 use tokio::sync::oneshot;
 

@@ -1,13 +1,14 @@
 //! What handles and tasks share.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{
-    Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
-};
+use std::sync::{Arc, PoisonError, Weak};
 
+use milonga_protocol::sync::{
+    Mutex, Notify, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard, Weakness,
+    atomic::{AtomicU64, Ordering},
+    weakened,
+};
 use milonga_protocol::{Position, SharedEnv, SharedLog, StreamId};
-use tokio::sync::Notify;
 
 use super::ReplicaOptions;
 use super::open::Opener;
@@ -57,14 +58,7 @@ impl Shared {
 
     /// The world as it is now, shared with whoever froze it at the same position.
     pub(crate) fn freeze(&self) -> Arc<Frozen> {
-        let mut newest = lock(&self.frozen);
-        let world = self.world();
-        if let Some(frozen) = newest.upgrade().filter(|frozen| world.is_as_frozen(frozen)) {
-            return frozen;
-        }
-        let frozen = Arc::new(world.freeze());
-        *newest = Arc::downgrade(&frozen);
-        frozen
+        freeze(&self.frozen, &self.world)
     }
 
     /// Submits a record now, unless an object it changes cannot take it here.
@@ -155,5 +149,61 @@ impl Shared {
         self.syncs.stop(&ReadError::Closed);
         self.submit.stop(&UpdateError::Closed);
         lock(&self.joins).clear();
+    }
+}
+
+fn freeze(newest: &Mutex<Weak<Frozen>>, world: &RwLock<World>) -> Arc<Frozen> {
+    let mut newest = lock(newest);
+    let world = world.read().unwrap_or_else(PoisonError::into_inner);
+    let fits = |frozen: &Arc<_>| weakened(Weakness::KeepFrozen) || world.is_as_frozen(frozen);
+    if let Some(frozen) = newest.upgrade().filter(fits) {
+        return frozen;
+    }
+    let frozen = Arc::new(world.freeze());
+    *newest = Arc::downgrade(&frozen);
+    frozen
+}
+
+#[cfg(all(test, milonga_loom))]
+mod models {
+    use milonga_protocol::sync::{explore, find, thread};
+
+    use super::*;
+
+    /// Two readers freeze while the player goes on: each sees at least what was applied before it asked.
+    fn frozen() {
+        let cache = Arc::new((Mutex::new(Weak::new()), RwLock::new(World::new())));
+        let player = {
+            let cache = Arc::clone(&cache);
+            thread::spawn(move || {
+                let mut world = cache.1.write().expect("no panic");
+                world.complete(Position(5));
+            })
+        };
+        let reader = {
+            let cache = Arc::clone(&cache);
+            thread::spawn(move || freeze(&cache.0, &cache.1))
+        };
+        let before = cache.1.read().expect("no panic").applied();
+        let mine = freeze(&cache.0, &cache.1);
+        assert!(mine.position >= before, "a snapshot of the past");
+        player.join().expect("no panic");
+        let last = freeze(&cache.0, &cache.1);
+        assert!(last.position == Position(5), "a snapshot of the past");
+        let theirs = reader.join().expect("no panic");
+        // Who froze the same holds the same.
+        if theirs.position == mine.position {
+            assert!(Arc::ptr_eq(&theirs, &mine) || theirs.position < last.position);
+        }
+    }
+
+    #[test]
+    fn a_snapshot_is_no_older_than_the_question() {
+        explore(3, frozen);
+    }
+
+    #[test]
+    fn keeping_a_frozen_world_is_found() {
+        find(Weakness::KeepFrozen, "a snapshot of the past", 3, frozen);
     }
 }

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use milonga_protocol::env::{BoxFuture, SharedEnv, Time};
 use milonga_protocol::frame::{Message, check_size};
+use milonga_protocol::sync::Mutex;
 use quinn::Endpoint;
 
 use super::datagrams::{Datagrams, Udp};

@@ -1,10 +1,11 @@
 //! The way to one server: the connection if there is one, else the one attempt to make it.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use milonga_protocol::env::Time;
+use milonga_protocol::sync::Mutex;
 use quinn::{Connecting, Connection, ConnectionError};
 use tokio::sync::watch;
 

@@ -1,11 +1,9 @@
 //! What waits to be sent on one stream.
 
-use std::sync::Mutex;
-
 use bytes::{Bytes, BytesMut};
 use milonga_protocol::frame::{FrameError, FrameKind, Message, write, write_head};
+use milonga_protocol::sync::{Mutex, Notify, Weakness, weakened};
 use quinn::{SendStream, WriteError};
-use tokio::sync::Notify;
 
 use super::numbers::Numbers;
 use crate::lock::lock;
@@ -57,6 +55,9 @@ impl Pipe {
         message: &Message,
         charge: usize,
     ) -> Result<(), FrameError> {
+        if weakened(Weakness::WakeBeforePush) {
+            self.ready.notify_one();
+        }
         let mut waiting = lock(&self.waiting);
         if message.body.len() < WORTH_SHARING {
             write(&mut waiting.tail, kind, call, message)?;
@@ -72,10 +73,20 @@ impl Pipe {
         let first = waiting.frames == 1;
         drop(waiting);
         self.numbers.queue_bytes.increment(gauged(message.len()));
-        if first {
+        if first && !weakened(Weakness::WakeBeforePush) {
             self.ready.notify_one();
         }
         Ok(())
+    }
+
+    /// Waits for frames and takes them all: into `segments`, which is empty. How many they are, and their charge.
+    async fn take(&self, segments: &mut Vec<Bytes>) -> (u64, usize) {
+        self.ready.notified().await;
+        let mut waiting = lock(&self.waiting);
+        waiting.seal_tail();
+        std::mem::swap(segments, &mut waiting.segments);
+        let frames = std::mem::take(&mut waiting.frames);
+        (frames, std::mem::take(&mut waiting.charge))
     }
 
     /// Sends what waits, all of it at once, and says how much of the charge that was. Ends with the stream.
@@ -86,14 +97,7 @@ impl Pipe {
     ) -> Result<(), WriteError> {
         let mut segments = Vec::new();
         loop {
-            self.ready.notified().await;
-            let (frames, charge) = {
-                let mut waiting = lock(&self.waiting);
-                waiting.seal_tail();
-                std::mem::swap(&mut segments, &mut waiting.segments);
-                let frames = std::mem::take(&mut waiting.frames);
-                (frames, std::mem::take(&mut waiting.charge))
-            };
+            let (frames, charge) = self.take(&mut segments).await;
             let bytes: usize = segments.iter().map(Bytes::len).sum();
             self.numbers.frames_out.increment(frames);
             self.numbers.bytes_out.increment(bytes as u64);
@@ -119,4 +123,57 @@ impl Drop for Pipe {
 )]
 const fn gauged(bytes: usize) -> f64 {
     bytes as f64
+}
+
+#[cfg(all(test, milonga_loom))]
+mod models {
+    use std::sync::Arc;
+
+    use milonga_protocol::sync::{block_on, explore, find, thread};
+
+    use super::*;
+
+    /// Two push, the writer takes: it is woken for every frame that it has not taken.
+    fn pushing() {
+        let pipe = Arc::new(Pipe::new(Numbers::new("model")));
+        let writer = {
+            let pipe = pipe.clone();
+            thread::spawn(move || {
+                let (mut frames, mut charge) = (0, 0);
+                while frames < 2 {
+                    let (more, cost) = block_on(pipe.take(&mut Vec::new()));
+                    frames += more;
+                    charge += cost;
+                }
+                assert_eq!((frames, charge), (2, 30));
+            })
+        };
+        let push = |pipe: &Pipe, charge| {
+            let message = Message::default();
+            pipe.push(FrameKind::Request, 1, &message, charge)
+                .expect("small");
+        };
+        let other = {
+            let pipe = pipe.clone();
+            thread::spawn(move || push(&pipe, 10))
+        };
+        push(&pipe, 20);
+        other.join().expect("no panic");
+        writer.join().expect("no panic");
+    }
+
+    #[test]
+    fn every_frame_is_taken() {
+        explore(3, pushing);
+    }
+
+    #[test]
+    fn waking_before_the_frame_is_there_is_found() {
+        find(Weakness::WakeBeforePush, "deadlock", 3, pushing);
+    }
+
+    #[test]
+    fn a_wake_up_that_is_not_kept_is_found() {
+        find(Weakness::NoPermits, "deadlock", 3, pushing);
+    }
 }

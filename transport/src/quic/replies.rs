@@ -2,10 +2,13 @@
 
 use std::array;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use milonga_protocol::frame::{FrameKind, Message, check_size};
-use tokio::sync::Notify;
+use milonga_protocol::sync::{
+    Notify, Weakness,
+    atomic::{AtomicBool, AtomicUsize, Ordering},
+    weakened,
+};
 
 use super::numbers::{Numbers, reply_dropped};
 use super::pipe::Pipe;
@@ -154,7 +157,12 @@ impl Load {
 
     fn end(&self, cost: usize) {
         let before = self.held.fetch_sub(cost, Ordering::AcqRel);
-        if before >= self.limit && before - cost < self.limit {
+        let room = if weakened(Weakness::RoomByLast) {
+            before == cost
+        } else {
+            before >= self.limit && before - cost < self.limit
+        };
+        if room {
             self.room.notify_waiters();
         }
     }
@@ -189,5 +197,49 @@ impl Load {
             }
             room.await;
         }
+    }
+}
+
+#[cfg(all(test, milonga_loom))]
+mod models {
+    use milonga_protocol::sync::{block_on, explore, find, thread};
+
+    use super::*;
+
+    /// A reader waits for room while two requests end and a reply is queued and stays.
+    fn room() {
+        let load = Arc::new(Load::new(10));
+        load.begin(6);
+        load.begin(6);
+        let ends = [0, 1].map(|nth| {
+            let load = Arc::clone(&load);
+            thread::spawn(move || {
+                if nth == 0 {
+                    load.queue(5);
+                }
+                load.end(6);
+            })
+        });
+        block_on(load.room());
+        ends.map(|end| end.join().expect("no panic"));
+        assert!(!load.is_full());
+        assert_eq!(load.held.load(Ordering::Acquire), 5);
+        load.sent(5);
+        assert_eq!(load.queued(), 0);
+    }
+
+    #[test]
+    fn whoever_waits_for_room_is_told_of_it() {
+        explore(3, room);
+    }
+
+    #[test]
+    fn a_wait_without_a_second_look_is_found() {
+        find(Weakness::LateWaiters, "deadlock", 3, room);
+    }
+
+    #[test]
+    fn room_that_only_the_last_one_tells_of_is_found() {
+        find(Weakness::RoomByLast, "deadlock", 3, room);
     }
 }

@@ -9,15 +9,17 @@
 //! appended, because two appends in flight may land in either order. All that waited goes together.
 
 mod batch;
+#[cfg(all(test, milonga_loom))]
+mod models;
 mod queues;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use milonga_protocol::sync::{Mutex, MutexGuard, Notify};
 use milonga_protocol::{AppendError, Limits, NewEntry, Position, Time};
-use tokio::sync::Notify;
 
 use crate::error::UpdateError;
 use crate::replica::sync::Reach;

@@ -1,9 +1,9 @@
 //! One tail check and those who wait for it.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
+use milonga_protocol::sync::{Notify, OnceLock};
 use milonga_protocol::{Epoch, Position, Tail, Time};
-use tokio::sync::Notify;
 
 use crate::error::ReadError;
 
