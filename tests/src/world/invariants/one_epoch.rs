@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use milonga_protocol::messages::{Request, Response, SequencerRequest, UnitRequest, UnitResponse};
+use milonga_protocol::messages::{Request, SequencerRequest, UnitRequest};
 use milonga_protocol::{Epoch, ServerName};
 
 use crate::world::network::Exchange;
@@ -54,10 +54,7 @@ impl OneEpoch {
             return Ok(());
         };
         let fits = epoch == entered.epoch && exchange.run == entered.run;
-        let read = matches!(
-            &exchange.response,
-            Response::Unit(UnitResponse::Values { .. })
-        );
+        let read = exchange.is_from_disk();
         let began_before = exchange.asked <= entered.at && epoch < entered.epoch;
         if fits || (read && (exchange.is_of_any_epoch() || began_before)) {
             return Ok(());

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use milonga_protocol::messages::{Request, Response, SequencerRequest, UnitRequest, UnitResponse};
+use milonga_protocol::messages::{Request, SequencerRequest, UnitRequest};
 use milonga_protocol::{Epoch, ServerName};
 
 use crate::world::network::Exchange;
@@ -44,11 +44,8 @@ impl Sealed {
         let Some((epoch, (sealed, since))) = exchange.epoch().zip(sealed) else {
             return Ok(());
         };
-        // A read takes effect when it begins; the disk may take its time.
-        let read = matches!(
-            &exchange.response,
-            Response::Unit(UnitResponse::Values { .. })
-        );
+        // What the disk held takes effect before it is told; the disk may take its time.
+        let read = exchange.is_from_disk();
         if epoch >= sealed || (read && (exchange.asked <= since || exchange.is_of_any_epoch())) {
             return Ok(());
         }

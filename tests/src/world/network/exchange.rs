@@ -101,6 +101,16 @@ impl Exchange {
         shown.all(|shown| shown.position < marks.settled && sure(&shown.said))
     }
 
+    /// Whether the answer tells what the disk held, so that the effect is older than the answer: a read, or a fill
+    /// whose winners are durable and had to be read.
+    #[must_use]
+    pub const fn is_from_disk(&self) -> bool {
+        matches!(
+            &self.response,
+            Response::Unit(UnitResponse::Values { .. } | UnitResponse::Filled { .. })
+        )
+    }
+
     /// The marks in a unit's answer.
     #[must_use]
     pub const fn marks(&self) -> Option<Marks> {

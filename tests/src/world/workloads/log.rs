@@ -79,13 +79,19 @@ impl Worker {
             streams.into_iter().map(StreamId).collect()
         });
         let first = client.number() == 0 && task == 0;
+        // Whoever comes back reads on from somewhere, as applications do that remember where they were.
+        let from = match client.run() {
+            0 => 0,
+            _ => client.draw(|rng| rng.below(client.shared().get(HIGH))),
+        };
+        let from = Position(from.max(client.shared().get(TRIMMED)));
         Self {
             client: client.clone(),
             log: Arc::clone(log),
             task,
             number: 0,
             streams,
-            from: Position::ZERO,
+            from,
             trims: first && client.draw(|rng| rng.happens(500_000)),
         }
     }
@@ -102,6 +108,15 @@ impl Worker {
         if self.client.number() == 0 && self.task == 0 {
             self.audit().await;
         }
+    }
+
+    /// Reads a part of its streams once more; rarely all of it.
+    fn go_back(&mut self) {
+        let by = self
+            .client
+            .draw(|rng| *rng.pick(&[20, 20, 200, 200, 1 << 20]));
+        let trimmed = self.client.shared().get(TRIMMED);
+        self.from = self.from.minus(by).max(Position(trimmed));
     }
 
     async fn step(&mut self) {
@@ -122,7 +137,7 @@ impl Worker {
             88..95 => self.follow(polls).await,
             95..98 => self.settle(polls).await,
             _ if self.trims => self.trim(polls).await,
-            _ => self.from = Position(self.client.shared().get(TRIMMED)),
+            _ => self.go_back(),
         }
     }
 }
