@@ -40,6 +40,8 @@ pub(super) struct Lane {
     /// What is lost on every replica becomes junk.
     gives_up: bool,
     work: Work,
+    /// Settled, and lost at the head: the other replicas have them.
+    elsewhere: Vec<Position>,
     /// Positions per batch; falls when an answer is refused as too much.
     limit: usize,
     step: Step,
@@ -91,6 +93,7 @@ impl Lane {
             closed,
             gives_up: false,
             work,
+            elsewhere: Vec::new(),
             limit: BATCH,
             step: Step::Done,
             step_number: 0,
@@ -131,6 +134,11 @@ impl Lane {
             return false;
         }
         match std::mem::replace(&mut self.step, Step::Done) {
+            Step::Read { positions, .. } if !self.closed => {
+                self.elsewhere.extend(positions);
+                self.next_batch();
+                true
+            }
             Step::Read { positions, .. } | Step::Fill { positions } | Step::Probe { positions } => {
                 self.work.put_back(&positions);
                 self.next_batch();
@@ -185,8 +193,8 @@ impl Lane {
             (Step::Fill { .. }, UnitResponse::Filled { winners, marks }) => {
                 self.fill_answered(winners, marks, body)
             }
-            (Step::Probe { .. }, UnitResponse::Values { answers, .. }) => {
-                self.probe_answered(&answers)
+            (Step::Probe { .. }, UnitResponse::Values { answers, marks }) => {
+                self.probe_answered(&answers, marks)
             }
             (Step::Carry { .. }, UnitResponse::Written { answers, .. }) => {
                 self.write_answered(&answers)
@@ -202,7 +210,13 @@ impl Lane {
     }
 
     fn next_batch(&mut self) {
-        let step = if self.work.is_empty() {
+        let step = if !self.elsewhere.is_empty() {
+            let taken = self.limit.min(self.elsewhere.len());
+            Step::Read {
+                positions: self.elsewhere.drain(..taken).collect(),
+                answers: vec![None; self.units.len()],
+            }
+        } else if self.work.is_empty() {
             Step::Done
         } else if self.closed {
             Step::Read {
@@ -250,7 +264,11 @@ impl Lane {
     fn judge(&mut self, positions: &[Position], answers: &[Vec<Held>]) -> Progress {
         let common = answers.iter().map(Vec::len).min().unwrap_or_default();
         let (now, later) = positions.split_at(common);
-        self.work.put_back(later);
+        if self.closed {
+            self.work.put_back(later);
+        } else {
+            self.elsewhere.extend(later);
+        }
         let mut winners = Vec::with_capacity(common);
         let mut lacking = vec![Vec::new(); self.units.len()];
         for (index, position) in now.iter().enumerate() {
@@ -262,6 +280,10 @@ impl Lane {
             };
             let winner = match winner(&held[..asked]) {
                 Ok(Winner::Lost) if self.gives_up => Winner::Junk,
+                // Settled, so a replica that does not know it has lost it; no silence makes it junk.
+                Ok(Winner::Junk) if !self.closed && !held.contains(&&Held::Value(Winner::Junk)) => {
+                    Winner::Lost
+                }
                 Ok(winner) => winner,
                 Err(why) => {
                     let position = *position;
@@ -269,7 +291,9 @@ impl Lane {
                 }
             };
             if matches!(winner, Winner::Data(_) | Winner::Junk) {
-                for (place, held) in held.iter().enumerate() {
+                // An active head takes new values from their writers only; who reads there repairs it.
+                let first = usize::from(!self.closed);
+                for (place, held) in held.iter().enumerate().skip(first) {
                     if !matches!(held, Held::Value(Winner::Data(_) | Winner::Junk)) {
                         lacking[place].push(index);
                     }
@@ -312,10 +336,23 @@ impl Lane {
             return Progress::Next(Vec::new());
         }
         self.work.put_back(&positions[decided.len()..]);
+        self.ask_elsewhere(&mut decided, marks);
         self.carry_down(decided)
     }
 
-    fn probe_answered(&mut self, said: &[UnitReadAnswer]) -> Progress {
+    /// The head arbitrates what is not settled. What is, every replica had: that the head has lost it says nothing of
+    /// the others.
+    fn ask_elsewhere(&mut self, decided: &mut Vec<(Position, Winner)>, marks: Marks) {
+        let (lost, rest) = std::mem::take(decided)
+            .into_iter()
+            .partition(|(position, winner)| *winner == Winner::Lost && *position < marks.settled);
+        *decided = rest;
+        let lost: Vec<_> = lost;
+        self.elsewhere
+            .extend(lost.into_iter().map(|(position, _)| position));
+    }
+
+    fn probe_answered(&mut self, said: &[UnitReadAnswer], marks: Marks) -> Progress {
         let Step::Probe { positions } = &mut self.step else {
             return Progress::Wait;
         };
@@ -335,7 +372,9 @@ impl Lane {
         };
         let positions = std::mem::take(positions);
         self.work.put_back(&positions[1..]);
-        self.carry_down(vec![(positions[0], winner)])
+        let mut decided = vec![(positions[0], winner)];
+        self.ask_elsewhere(&mut decided, marks);
+        self.carry_down(decided)
     }
 
     /// The head has these: everybody behind it gets them.

@@ -62,6 +62,7 @@ struct Unit {
     range: UnitRange,
     cells: BTreeMap<Position, Cell>,
     trimmed: Position,
+    settled: Position,
     start: Position,
     /// Most positions of one answer; above, `Busy`.
     most: usize,
@@ -81,7 +82,7 @@ impl Unit {
 
     fn marks(&self) -> Marks {
         Marks {
-            settled: Position(0),
+            settled: self.settled,
             trimmed: self.trimmed,
         }
     }
@@ -175,6 +176,7 @@ fn units(layout: &Layout, most: usize) -> Vec<Unit> {
         range: layout.ranges_of(unit.id)[0],
         cells: BTreeMap::new(),
         trimmed: Position(0),
+        settled: Position(0),
         start: layout.start,
         most,
         full: false,
@@ -491,4 +493,52 @@ fn giving_up_makes_junk_of_what_all_have_lost_and_of_nothing_else() {
         assert_eq!(unit.cells[&Position(2)], data(2));
         assert_eq!(unit.cells[&Position(7)], Cell::Lost);
     }
+}
+
+/// The head lost to bit rot what it had settled: it is not lost as long as another replica has it.
+#[test]
+fn what_an_active_head_lost_of_the_settled_part_is_asked_elsewhere() {
+    let layout = layout(0, 1, 3);
+    let mut units = units(&layout, 4);
+    for position in (0..12).map(Position) {
+        let value = match position.0 {
+            6 => Value::Junk,
+            _ => Value::Data(entry(position)),
+        };
+        for (place, unit) in units.iter_mut().enumerate() {
+            unit.settled = Position(8);
+            // Two next to each other, the first of a batch, junk; what all have lost; what is not settled.
+            let lost = match position.0 {
+                0 | 3 | 4 | 6 => place == 0,
+                5 => place < 2,
+                7 => true,
+                10 => place == 0,
+                _ => false,
+            };
+            let cell = if lost {
+                Cell::Lost
+            } else {
+                Cell::Value(value.clone())
+            };
+            unit.cells.insert(position, cell);
+        }
+    }
+    let mut settler = Settler::new(Settle::new(&layout, Position(0), Position(12)));
+    for dice in dice(1).take(10_000) {
+        settler.step(&mut units, dice);
+    }
+    assert_eq!(settler.settle.end(), Some(&SettleEnd::Settled));
+    for position in (0..12).map(Position) {
+        let winner = match position.0 {
+            6 => Winner::Junk,
+            7 | 10 => Winner::Lost,
+            _ => Winner::Data(entry(position)),
+        };
+        assert_eq!(settler.winners.get(&position), Some(&winner), "{position}");
+    }
+    // The middle replica has got back what it had lost, too.
+    assert_eq!(
+        units[1].cells[&Position(5)],
+        Cell::Value(Value::Data(entry(Position(5))))
+    );
 }
