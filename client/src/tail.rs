@@ -3,11 +3,11 @@
 //! One check is under way at a time; callers that come meanwhile collect for the next, because a check that was sent
 //! before a call began may have missed an append that returned before it.
 
-use std::collections::BTreeMap;
+mod sharing;
+
 use std::future::Future;
-use std::ops::Range;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{Either, join_all, select, try_join, try_join_all};
@@ -17,19 +17,17 @@ use milonga_protocol::messages::{
 };
 use milonga_protocol::plants::{self, Plant};
 use milonga_protocol::{LogError, Position, StreamId, Tail, TailOf, Time, UnitIndex, Written};
-use tokio::sync::Notify;
 
 use crate::cluster::{Cluster, View, garbage};
 use crate::retry::{Attempts, Failure};
+use sharing::Sharing;
 
 const REPLICAS: &str = "a validated layout's chain has replicas";
 
 /// The tail checks of one client.
 pub(crate) struct TailChecks {
     cluster: Arc<Cluster>,
-    state: Mutex<State>,
-    /// There is a generation to run.
-    wanted: Notify,
+    sharing: Sharing,
 }
 
 /// Which chain confirms. They take turns, so that each has a share of the work; after a failure the one that works is
@@ -56,86 +54,18 @@ impl Turn {
     }
 }
 
-#[derive(Default)]
-struct State {
-    collecting: Option<Arc<Generation>>,
-    running: Option<Arc<Generation>>,
-    closed: bool,
-}
-
-/// Callers that share one check.
-struct Generation {
-    /// The earliest call's: nobody waits longer.
-    deadline: Time,
-    wishes: Mutex<Wishes>,
-    /// In the order of [`Wishes::streams`].
-    answer: OnceLock<Result<Tail, LogError>>,
-    answered: Notify,
-}
-
-/// The streams of all callers, one list behind the other; equal lists are there once.
-#[derive(Default)]
-struct Wishes {
-    offsets: BTreeMap<Arc<[StreamId]>, usize>,
-    streams: Vec<StreamId>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Every change is complete before anything can panic.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl TailChecks {
     pub(crate) fn new(cluster: Arc<Cluster>) -> Self {
         Self {
             cluster,
-            state: Mutex::default(),
-            wanted: Notify::new(),
+            sharing: Sharing::default(),
         }
     }
 
     /// A tail check that begins after this call.
     pub(crate) async fn tail(&self, of: TailOf) -> Result<Tail, LogError> {
-        let (generation, at, count) = self.join(&of)?;
-        loop {
-            let answered = generation.answered.notified();
-            tokio::pin!(answered);
-            // From here on the answer is not missed.
-            answered.as_mut().enable();
-            if let Some(answer) = generation.answer.get() {
-                let answer = answer.as_ref().map_err(Clone::clone)?;
-                return Ok(part_of(answer, at..at + count));
-            }
-            answered.await;
-        }
-    }
-
-    /// Joins the generation that collects; says where in its answer the caller's streams are.
-    fn join(&self, of: &TailOf) -> Result<(Arc<Generation>, usize, usize), LogError> {
-        let mut state = lock(&self.state);
-        if state.closed {
-            return Err(LogError::Closed);
-        }
-        let generation = match &state.collecting {
-            Some(generation) => Arc::clone(generation),
-            None => {
-                let generation = Arc::new(Generation {
-                    deadline: self.cluster.deadline(),
-                    wishes: Mutex::default(),
-                    answer: OnceLock::new(),
-                    answered: Notify::new(),
-                });
-                state.collecting = Some(Arc::clone(&generation));
-                self.wanted.notify_one();
-                generation
-            }
-        };
-        // Under the state's lock: a generation that runs collects no more.
-        let (at, count) = match of {
-            TailOf::Streams(streams) => (lock(&generation.wishes).add(streams), streams.len()),
-            _ => (0, 0),
-        };
-        Ok((generation, at, count))
+        let deadline = || self.cluster.deadline();
+        self.sharing.answer(&of, deadline).await
     }
 
     /// Runs generation after generation; runs until it is dropped.
@@ -144,33 +74,17 @@ impl TailChecks {
         // What the sequencer said last stands for a lease. Only spares messages: every answer says it again.
         let mut lease = Lease::None;
         loop {
-            self.wanted.notified().await;
-            let generation = {
-                let mut state = lock(&self.state);
-                state.running = state.collecting.take();
-                state.running.clone()
-            };
-            let Some(generation) = generation else {
-                continue;
-            };
-            let streams = std::mem::take(&mut lock(&generation.wishes).streams);
+            let (generation, streams) = self.sharing.next().await;
             let answer = self
                 .check(&streams, generation.deadline, &mut turn, &mut lease)
                 .await;
-            generation.finish(answer);
-            lock(&self.state).running = None;
+            self.sharing.answered(&generation, answer);
         }
     }
 
     /// Ends all waiting: the client is closed.
     pub(crate) fn close(&self) {
-        let mut state = lock(&self.state);
-        state.closed = true;
-        let generations = [state.collecting.take(), state.running.take()];
-        drop(state);
-        for generation in generations.into_iter().flatten() {
-            generation.finish(Err(LogError::Closed));
-        }
+        self.sharing.close();
     }
 
     async fn check(
@@ -412,40 +326,5 @@ fn written(tail: &Tail, ends: &Written, least: Position) -> Written {
         streams: streams
             .map(|(list, end)| lowered(tail.granted_end(list), *end))
             .collect(),
-    }
-}
-
-/// What one caller asked of what all asked.
-fn part_of(tail: &Tail, streams: Range<usize>) -> Tail {
-    let mut part = Tail::new(
-        tail.epoch,
-        tail.next,
-        tail.trimmed,
-        tail.streams[streams.clone()].to_vec(),
-    );
-    part.written = tail.written.as_ref().map(|written| Written {
-        log: written.log,
-        streams: written.streams[streams].to_vec(),
-    });
-    part
-}
-
-impl Generation {
-    fn finish(&self, answer: Result<Tail, LogError>) {
-        // Only the first answer counts: closing may come in between.
-        let _ = self.answer.set(answer);
-        self.answered.notify_waiters();
-    }
-}
-
-impl Wishes {
-    fn add(&mut self, streams: &Arc<[StreamId]>) -> usize {
-        if let Some(offset) = self.offsets.get(streams) {
-            return *offset;
-        }
-        let offset = self.streams.len();
-        self.streams.extend_from_slice(streams);
-        self.offsets.insert(Arc::clone(streams), offset);
-        offset
     }
 }

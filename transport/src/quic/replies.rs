@@ -221,7 +221,9 @@ mod models {
             })
         });
         block_on(load.room());
-        ends.map(|end| end.join().expect("no panic"));
+        for end in ends {
+            end.join().expect("no panic");
+        }
         assert!(!load.is_full());
         assert_eq!(load.held.load(Ordering::Acquire), 5);
         load.sent(5);
