@@ -44,10 +44,12 @@ pub enum Weakness {
     RoomByLast,
     /// A frozen world is kept without a look at whether the world went on.
     KeepFrozen,
-    /// The lane of a disk operation is chosen and counted in two steps.
-    SplitRoute,
-    /// A disk operation counts as done after its completion was sent.
-    DoneAfterSend,
+    /// The lane of a disk operation follows from its kind, whatever is under way on its file.
+    LaneByKind,
+    /// Disk threads are told to stop by the flag alone.
+    StopByFlag,
+    /// A write completes when its thread takes it.
+    EarlyCompletion,
     /// A call that has ended is forgotten by its slot alone, whoever has that by now.
     ForgetBySlot,
 }

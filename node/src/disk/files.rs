@@ -5,11 +5,13 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, IoSlice};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 use milonga_log_units::{DiskDone, DiskError, DiskOp, FileName};
+
+use milonga_protocol::sync::atomic::{AtomicBool, Ordering};
+use milonga_protocol::sync::{Mutex, MutexGuard};
 
 use crate::lock::{DirectoryError, LOCK_FILE};
 
