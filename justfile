@@ -38,6 +38,16 @@ cluster *ARGS:
 world *ARGS:
     cargo run --release -p milonga-tests --bin world -- {{ARGS}}
 
+# Models of what threads share
+loom:
+    .ci/run loom
+
+# libFuzzer with AddressSanitizer on one decoder: `just fuzz entry 60` (needs `cargo install cargo-fuzz`, a C++ compiler)
+fuzz TARGET SECONDS='60' *ARGS:
+    mkdir -p target/fuzz/corpus/{{TARGET}}
+    cp -n fuzz/corpus/{{TARGET}}/* target/fuzz/corpus/{{TARGET}}/
+    RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir fuzz/libfuzzer --target-dir target/fuzz {{TARGET}} target/fuzz/corpus/{{TARGET}} -- -max_total_time={{SECONDS}} -rss_limit_mb=3000 -timeout=20 {{ARGS}}
+
 # Property tests with many more cases
 long:
     PROPTEST_CASES=20000 cargo test --workspace --release
