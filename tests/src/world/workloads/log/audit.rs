@@ -11,7 +11,7 @@ use super::Worker;
 use super::steps::outcome_of;
 use crate::world::journal::Operation;
 
-/// Most positions below the tail that are looked at.
+/// Most positions below the tail that are read one by one; replicas are asked for all.
 const MOST: u64 = 1_500;
 /// Positions of one message.
 const PER_MESSAGE: usize = 200;
@@ -29,7 +29,7 @@ impl Worker {
             self.look_at(Position(position)).await;
         }
         for _ in 0..TRIES {
-            let lost = self.ask_replicas(from, tail.next).await;
+            let lost = self.ask_replicas(tail.trimmed, tail.next).await;
             if lost.is_empty() {
                 return;
             }
