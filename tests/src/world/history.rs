@@ -196,6 +196,8 @@ pub struct Call {
     pub deed: Deed,
     /// How it ended.
     pub end: Option<End>,
+    /// The call whose update was submitted before, through the same handle, without waiting for it.
+    pub behind: Option<CallId>,
     /// What a transaction's closure did last, whatever came of it.
     pub tried: Vec<Step>,
 }
@@ -276,6 +278,14 @@ impl History {
         self.book().finish(call, end);
     }
 
+    /// These calls were submitted one after the other through one handle.
+    pub fn in_order(&self, calls: std::ops::Range<CallId>) {
+        let mut book = self.book();
+        for call in calls.skip(1) {
+            book.calls[call].behind = Some(call - 1);
+        }
+    }
+
     /// A transaction's closure did this.
     pub fn tried(&self, call: CallId, steps: Vec<Step>) {
         self.book().calls[call].tried = steps;
@@ -304,6 +314,7 @@ impl Book {
             returned: None,
             deed,
             end: None,
+            behind: None,
             tried: Vec::new(),
         });
         self.calls.len() - 1

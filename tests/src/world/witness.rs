@@ -19,6 +19,7 @@ mod model;
 mod order;
 mod questions;
 mod replay;
+mod state;
 mod transactions;
 mod updates;
 mod verdict;
@@ -34,7 +35,8 @@ use crate::world::workload::{Invariant, Violation, WorldView};
 
 pub use decode::{Record, Touched, Update, encode};
 pub use model::Model;
-pub use replay::{Reference, World};
+pub use replay::Reference;
+pub use state::World;
 
 /// What must hold, by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,6 +55,8 @@ pub enum Rule {
     Serial,
     /// Real time.
     RealTime,
+    /// Updates of one handle keep the order in which they were submitted.
+    Lanes,
     /// What one replica shows never goes back.
     Monotone,
     /// Records name what they touch and read.
@@ -65,7 +69,7 @@ pub enum Rule {
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Readable,
         Self::Acknowledged,
         Self::Failed,
@@ -74,6 +78,7 @@ impl Rule {
         Self::Outputs,
         Self::States,
         Self::RealTime,
+        Self::Lanes,
         Self::Monotone,
         Self::Records,
         Self::Laws,
@@ -90,6 +95,7 @@ impl Rule {
             Self::Verdicts => "I9 one verdict per transaction",
             Self::Serial => "I16 a committed transaction read what is true at its place",
             Self::RealTime => "I10 real-time order",
+            Self::Lanes => "I10 updates of one handle keep their order",
             Self::Monotone => "I7 what a replica shows never goes back",
             Self::Records => "rules 31, 33, 34: records name what they touch and read",
             Self::Laws => "the workload's own law",
@@ -104,6 +110,7 @@ impl Rule {
             Self::Acknowledged | Self::Failed => "log contract 4; protocol rules 13 and 14",
             Self::Outputs | Self::States => "Tango section 3.1; design section 5",
             Self::Verdicts | Self::Serial => "Tango section 3.2; protocol rules 30 to 32",
+            Self::Lanes => "design section 5, submission is the first poll",
             Self::RealTime => "design section 5, linearizable reads and updates",
             Self::Monotone => "design section 1, applied is a true prefix",
             Self::Records => "protocol rules 31, 33, 34",

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::world::history::{Book, CallId, Deed, End, Query, Step, Value};
 use crate::world::witness::order::Order;
-use crate::world::witness::replay::World;
+use crate::world::witness::state::World;
 use crate::world::witness::{Findings, Rule, transactions};
 
 struct Placed<'a> {

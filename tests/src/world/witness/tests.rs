@@ -258,6 +258,33 @@ fn what_returned_before_is_not_seen() {
 }
 
 #[test]
+fn updates_of_one_handle_that_changed_places() {
+    let two = |first: u64, second: u64| {
+        move |b: &mut Book| {
+            let added = |position| End::Updated {
+                position: Some(Position(position)),
+                output: None,
+            };
+            let deed = |n| Deed::Update("counter".into(), add(n));
+            // Both are under way at once.
+            let one = b.invoke(1, ONE, deed(1));
+            let two = b.invoke(1, ONE, deed(2));
+            b.finish(one, added(first));
+            b.finish(two, added(second));
+            b.calls[two].behind = Some(one);
+            for (position, n) in [(10, 1), (11, 2), (12, 1)] {
+                if position == first || position == second {
+                    let record = Record::Update(update(COUNTER, Touched::Whole, add(n)));
+                    log(b).push(entry(position, ONE, &[record]));
+                }
+            }
+        }
+    };
+    broken(two(10, 11), &[]);
+    broken(two(12, 11), &[Rule::Lanes]);
+}
+
+#[test]
 fn a_replica_that_goes_back() {
     broken(
         |b| end(b, PEEK, answer(3, Value::Number(0))),

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use crate::world::history::{Book, Call, CallId, Deed, End, Query, Step, Value};
 use crate::world::witness::decode::{Commit, ReadOf};
 use crate::world::witness::model::{At, item_bytes, key_bytes};
-use crate::world::witness::replay::{Judged, Reference, World};
+use crate::world::witness::replay::{Judged, Reference};
+use crate::world::witness::state::World;
 use crate::world::witness::verdict::Verdict;
 use crate::world::witness::{Findings, Rule};
 

@@ -18,6 +18,8 @@ const POP: &[u8] = &[1];
 struct Updates<'a> {
     /// Records that no call has claimed yet.
     records: BTreeMap<Kind<'a>, Vec<&'a Written>>,
+    /// Where acknowledged updates lie: position and record.
+    places: BTreeMap<CallId, (u64, u32)>,
     /// How many more there may be.
     open: BTreeMap<Kind<'a>, usize>,
 }
@@ -25,6 +27,7 @@ struct Updates<'a> {
 pub(super) fn check(book: &Book, order: &Order, replay: &Reference<'_>, found: &mut Findings) {
     let mut updates = Updates {
         records: BTreeMap::new(),
+        places: BTreeMap::new(),
         open: BTreeMap::new(),
     };
     for written in &replay.written {
@@ -40,6 +43,7 @@ pub(super) fn check(book: &Book, order: &Order, replay: &Reference<'_>, found: &
             }
         }
     }
+    updates.lanes(book, found);
     updates.rest(found);
 }
 
@@ -95,7 +99,8 @@ impl<'a> Updates<'a> {
         let answers = |record: &Written| output.is_none_or(|output| record.output == *output);
         let right = records.iter().position(|r| is_there(r) && answers(r));
         if let Some(index) = right {
-            records.remove(index);
+            let record = records.remove(index);
+            self.places.insert(number, (record.position, record.record));
             return;
         }
         let there: Vec<_> = records.iter().filter(|record| is_there(record)).collect();
@@ -107,6 +112,22 @@ impl<'a> Updates<'a> {
             found.add(Rule::Outputs, || {
                 format!("call {number} at {position:?}, {kind:?}: answered {output:?}, the reference has {there:?}")
             });
+        }
+    }
+
+    /// Updates of one handle take effect in the order in which they were submitted.
+    fn lanes(&self, book: &Book, found: &mut Findings) {
+        for (number, call) in book.calls.iter().enumerate() {
+            let before = call.behind.and_then(|behind| self.places.get(&behind));
+            if let (Some(before), Some(here)) = (before, self.places.get(&number))
+                && before > here
+            {
+                found.add(Rule::Lanes, || {
+                    format!(
+                        "call {number} lies at {here:?}, the one submitted before at {before:?}"
+                    )
+                });
+            }
         }
     }
 

@@ -1,12 +1,14 @@
 //! Single objects: every kind of update and read of a map, a counter and a queue.
 
+use std::task::Poll;
+
 use milonga_objects::{
     Counter, CounterOp, CounterState, KeyBytes, Map, MapOp, MapState, Opened as _, Queue, QueueOp,
     QueueOutput, QueueState,
 };
 use milonga_protocol::BoxFuture;
 
-use super::hand::{Hand, Whole as _, key_of, live, op_bytes, state_of};
+use super::hand::{Hand, Steps, Whole as _, key_of, live, op_bytes, state_of};
 use crate::world::history::{Cell, History, Query, Value, mark};
 use crate::world::witness;
 use crate::world::workload::{Client, Invariant, Workload};
@@ -50,6 +52,26 @@ async fn work(hand: Hand) {
     }
 }
 
+/// Polls all in their order until all have ended; whether all worked.
+async fn all(mut futures: Vec<BoxFuture<'_, bool>>) -> bool {
+    let mut worked = true;
+    std::future::poll_fn(move |cx| {
+        futures.retain_mut(|future| match future.as_mut().poll(cx) {
+            Poll::Ready(one) => {
+                worked &= one;
+                false
+            }
+            Poll::Pending => true,
+        });
+        if futures.is_empty() {
+            Poll::Ready(worked)
+        } else {
+            Poll::Pending
+        }
+    })
+    .await
+}
+
 struct Three {
     hand: Hand,
     map: Map<u64, Cell>,
@@ -57,7 +79,7 @@ struct Three {
     queue: Queue<u64>,
 }
 
-const KINDS: u64 = 18;
+const KINDS: u64 = 22;
 
 impl Three {
     async fn one(&self, kind: u64) -> bool {
@@ -100,6 +122,8 @@ impl Three {
                 };
                 hand.snapshot(look).await
             }
+            17 => self.burst().await,
+            18..21 => self.together(key).await,
             _ => hand.read(map, Query::State, MapState::whole).await,
         }
     }
@@ -153,6 +177,45 @@ impl Three {
             }
             _ => hand.pop(queue, false).await,
         }
+    }
+
+    /// A transaction over all three, beside plain updates that change whole objects.
+    async fn together(&self, key: u64) -> bool {
+        let (map, counter, queue) = (self.map.clone(), self.counter.clone(), self.queue.clone());
+        let (other, what) = (self.hand.below(KEYS), self.hand.below(4));
+        let together = move |tx: &mut Steps<'_>| {
+            let seen = tx.get(&map, key).map_or(0, |cell| cell.0);
+            tx.insert(&map, other, seen + 1);
+            match what {
+                0 => {
+                    tx.pop(&queue);
+                }
+                1 => tx.add(&counter, seen),
+                2 => {
+                    let sum = tx.value(&counter);
+                    tx.insert(&map, key, sum);
+                }
+                _ => {
+                    tx.contains(&map, other);
+                }
+            }
+        };
+        self.hand.transaction(together).await
+    }
+
+    /// Several pushes through one handle, none waiting for the one before.
+    async fn burst(&self) -> bool {
+        let (hand, queue) = (&self.hand, &self.queue);
+        let first = hand.history.next_call();
+        let end = first + 2 + usize::try_from(hand.below(4)).unwrap_or(0);
+        let pushes = (first..end).map(|call| -> BoxFuture<'_, bool> {
+            let item = mark(call, 0);
+            let op = op_bytes(&QueueOp::Push(item));
+            Box::pin(hand.change(queue, op, queue.push(item), |key| key_of(&key)))
+        });
+        let worked = all(pushes.collect()).await;
+        hand.history.in_order(first..end);
+        worked
     }
 
     async fn read_map(&self, key: u64) -> bool {
