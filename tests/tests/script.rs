@@ -14,12 +14,12 @@ struct Cluster {
 
 impl Cluster {
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().expect("a temporary folder");
         let program = env!("CARGO_BIN_EXE_child");
         let text = format!("#!/bin/sh\nexec '{program}' server \"$@\"\n");
         let binary = dir.path().join("milonga");
-        fs::write(&binary, text).unwrap();
-        fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(&binary, text).expect("writable");
+        fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).expect("writable");
         Self {
             port: free_ports(3),
             dir,
@@ -27,10 +27,12 @@ impl Cluster {
     }
 
     fn script(&self, words: &[&str]) -> Output {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .expect("in the repository");
         let mut command = Command::new(root.join("scripts/cluster"));
         self.with_environment(&mut command).args(words);
-        command.output().unwrap()
+        command.output().expect("it can be run")
     }
 
     fn with_environment<'a>(&self, command: &'a mut Command) -> &'a mut Command {
@@ -46,7 +48,7 @@ impl Cluster {
         let config: PathBuf = self.dir.path().join("cluster/client.toml");
         let mut command = Command::new(self.dir.path().join("milonga"));
         command.env("MILONGA_CONFIG", config).args(words);
-        command.output().unwrap()
+        command.output().expect("it can be run")
     }
 }
 
@@ -59,7 +61,7 @@ impl Drop for Cluster {
 /// The first of `count` ports in a row that nobody uses just now.
 fn free_ports(count: u16) -> u16 {
     let free = |port: &u16| UdpSocket::bind(("127.0.0.1", *port)).is_ok();
-    let start = 20_000 + u16::try_from(std::process::id() % 20_000).unwrap();
+    let start = 20_000 + u16::try_from(std::process::id() % 20_000).expect("small");
     let mut starts = (start..u16::MAX - count).step_by(usize::from(count));
     let found = starts.find(|first| (*first..first + count).all(|port| free(&port)));
     found.expect("some ports are free")
