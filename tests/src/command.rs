@@ -48,6 +48,9 @@ struct Args {
     /// All seeds get this workload.
     #[arg(long, value_parser = workload_of)]
     workload: Option<usize>,
+    /// Each seed's faults come so many times over: long histories, with short rests between operations.
+    #[arg(long, default_value_t = 1)]
+    stretch: u64,
     /// Prints one JSON value.
     #[arg(long)]
     json: bool,
@@ -72,6 +75,9 @@ impl Args {
     fn plan(&self, seed: u64) -> Plan {
         let mut plan = Plan::draw(seed);
         plan.workload = self.workload.unwrap_or(plan.workload);
+        if self.stretch > 1 {
+            plan.stretch(self.stretch);
+        }
         plan
     }
 }
@@ -290,8 +296,12 @@ fn explain(report: &Report, plant: Option<Plant>, args: &Args) {
         Some(_) => format!(" --workload '{}'", report.workload),
         None => String::new(),
     };
+    let stretch = match args.stretch {
+        0 | 1 => String::new(),
+        times => format!(" --stretch {times}"),
+    };
     text += &format!(
-        "  repeat: cargo run --release -p milonga-tests --bin world -- --seed {seed} --trace{plant}{workload}\n"
+        "  repeat: cargo run --release -p milonga-tests --bin world -- --seed {seed} --trace{plant}{workload}{stretch}\n"
     );
     eprint!("{text}");
 }

@@ -38,7 +38,7 @@ pub use network::{Direction, Exchange, How, Letter, NetworkPlan, Said, Shown, Wi
 pub use panics::catch_quietly;
 pub use plan::{Fault, FaultKind, Plan, Shape};
 pub use rng::Rng;
-pub use run::{Failure, Report, run};
+pub use run::{Failure, Report, run, run_workload};
 pub use shrink::shrink;
 pub use trace::{Moment, Trace};
 pub use workload::{Client, Invariant, Shared, Violation, Workload, WorldView};

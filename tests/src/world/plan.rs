@@ -217,6 +217,22 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// Repeats everything `times` times, and lets clients hurry: for long histories.
+    pub fn stretch(&mut self, times: u64) {
+        let once = (self.safety, self.faults.clone());
+        for round in 1..times {
+            let shifted = once.1.iter().cloned().map(|mut fault| {
+                fault.at = fault.at.plus(once.0.0 * round);
+                fault
+            });
+            self.faults.extend(shifted);
+        }
+        self.safety = Moment(once.0.0 * times);
+        self.pace = Duration::from_millis(5);
+    }
+}
+
 fn draw_shape(rng: &mut Rng) -> Shape {
     Shape {
         chains: *rng.pick(&[1, 2, 2, 3]),

@@ -68,9 +68,17 @@ pub struct Failure {
 /// Runs a plan: a pure function of plan and seed. `text`: keep the trace as text.
 #[must_use]
 pub fn run(plan: &Plan, seed: u64, text: bool) -> Report {
+    let mut workloads = workloads::all();
+    let workload = workloads.swap_remove(plan.workload % workloads.len());
+    run_workload(plan, seed, text, workload)
+}
+
+/// As [`run`], with a workload of the caller's: who keeps its history can look at it afterwards.
+#[must_use]
+pub fn run_workload(plan: &Plan, seed: u64, text: bool, workload: Box<dyn Workload>) -> Report {
     plants::begin();
     panics::catch_quietly(|| {
-        let mut world = World::new(plan, seed, text);
+        let mut world = World::new(plan, seed, text, workload);
         let failure = world.run().err();
         world.report(failure)
     })
@@ -91,7 +99,7 @@ struct World<'a> {
 }
 
 impl<'a> World<'a> {
-    fn new(plan: &'a Plan, seed: u64, text: bool) -> Self {
+    fn new(plan: &'a Plan, seed: u64, text: bool, workload: Box<dyn Workload>) -> Self {
         let trace = Trace::new(text);
         let executor = Executor::new(seed, plan.order, plan.lateness, trace);
         let journal = Journal::default();
@@ -105,8 +113,6 @@ impl<'a> World<'a> {
             Line::Memory
         };
         let cluster = Cluster::new(seed, plan, &executor, &network, &journal, &line);
-        let mut workloads = workloads::all();
-        let workload = workloads.swap_remove(plan.workload % workloads.len());
         let mut invariants = invariants::all();
         invariants.extend(workload.invariants());
         let names = servers.into_iter().chain(clients).collect();

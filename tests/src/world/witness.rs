@@ -34,7 +34,7 @@ use crate::world::history::{Book, History};
 use crate::world::workload::{Invariant, Violation, WorldView};
 
 pub use decode::{Record, Touched, Update, encode};
-pub use model::Model;
+pub use model::{At, Model};
 pub use replay::Reference;
 pub use state::World;
 

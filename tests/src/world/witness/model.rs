@@ -8,7 +8,7 @@ use crate::world::history::{Cell, Query, Value};
 use crate::world::witness::decode::Touched;
 
 /// Where an update is applied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct At {
     /// Position.
     pub position: u64,
@@ -19,7 +19,7 @@ pub struct At {
 }
 
 /// A reference object.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Model {
     /// `Map<u64, Cell>`.
     Map(BTreeMap<u64, Cell>),

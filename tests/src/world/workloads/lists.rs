@@ -20,6 +20,14 @@ const CALLS_PER_LIST: u64 = 25;
 /// Beyond so many calls nobody looks at everything any more: it has become too much.
 const MOST_SEEN: usize = 3_000;
 
+impl ListAppend {
+    /// What its clients do, for who wants to look at it afterwards.
+    #[must_use]
+    pub fn history(&self) -> History {
+        self.0.clone()
+    }
+}
+
 impl Workload for ListAppend {
     fn name(&self) -> &'static str {
         "list append"

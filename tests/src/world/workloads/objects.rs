@@ -19,6 +19,14 @@ pub struct Objects(History);
 
 const KEYS: u64 = 6;
 
+impl Objects {
+    /// What its clients do, for who wants to look at it afterwards.
+    #[must_use]
+    pub fn history(&self) -> History {
+        self.0.clone()
+    }
+}
+
 impl Workload for Objects {
     fn name(&self) -> &'static str {
         "objects"
