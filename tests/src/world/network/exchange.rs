@@ -231,6 +231,17 @@ impl Wire {
         place.is_some_and(|(place, replicas)| place + 1 == replicas)
     }
 
+    /// Whether `server` arbitrates `position` in the newest epoch: what is damaged there waits for the next one (rule 11).
+    #[must_use]
+    pub fn is_active_head(&self, server: &ServerName, position: Position) -> bool {
+        self.layouts
+            .last_key_value()
+            .is_some_and(|(epoch, layout)| {
+                let place = self.place(*epoch, server, position);
+                position >= layout.start && place.is_some_and(|(place, _)| place == 0)
+            })
+    }
+
     /// Whether what was written at `position` in `epoch` is void in an epoch known by now (rule 1).
     #[must_use]
     pub fn is_void(&self, epoch: Epoch, position: Position) -> bool {
