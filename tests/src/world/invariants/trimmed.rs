@@ -15,8 +15,8 @@ use crate::world::workload::{Invariant, Violation, WorldView};
 pub struct Trimmed {
     /// The highest mark that anybody asked of a unit.
     asked: Position,
-    /// The highest that each unit named.
-    marks: BTreeMap<ServerName, Position>,
+    /// The highest that each unit named, and since when.
+    marks: BTreeMap<ServerName, (Position, Moment)>,
     /// The highest that a client was told, and when.
     told: (Position, Moment),
 }
@@ -54,13 +54,14 @@ impl Trimmed {
             _ => exchange.marks().map(|marks| marks.trimmed),
         };
         if let Some(mark) = mark {
-            self.mark(&exchange.server, mark)?;
+            self.mark(&exchange.server, mark, exchange.at)?;
         }
         let known = self.marks.get(&exchange.server).copied();
-        let known = known.unwrap_or_default();
+        let (known, since) = known.unwrap_or_default();
         for shown in &exchange.shown {
             let position = shown.position;
-            let back = shown.how == How::Written && position < known;
+            // What was asked before may have become durable just before the trim.
+            let back = shown.how == How::Written && position < known && exchange.asked > since;
             let gone = shown.said == Said::Trimmed && position >= self.asked;
             if back || gone {
                 let server = &exchange.server;
@@ -74,16 +75,19 @@ impl Trimmed {
         Ok(())
     }
 
-    fn mark(&mut self, server: &ServerName, mark: Position) -> Result<(), Violation> {
-        let known = self.marks.entry(server.clone()).or_default();
-        if mark < *known || mark > self.asked {
+    fn mark(&mut self, server: &ServerName, mark: Position, at: Moment) -> Result<(), Violation> {
+        let entry = self.marks.entry(server.clone()).or_default();
+        let known = entry.0;
+        if mark < known || mark > self.asked {
             let text = format!(
                 "{server} was trimmed below {known} and is now trimmed below {mark}; asked: {}",
                 self.asked
             );
             return Err(Violation(text));
         }
-        *known = mark;
+        if mark > known {
+            *entry = (mark, at);
+        }
         Ok(())
     }
 

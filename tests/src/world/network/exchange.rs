@@ -96,7 +96,8 @@ impl Exchange {
         let Response::Unit(UnitResponse::Values { marks, .. }) = &self.response else {
             return false;
         };
-        let sure = |said: &Said| said.is_value() || *said == Said::Trimmed;
+        // Of what is settled even `Lost` is a word for every epoch: the reader asks another replica.
+        let sure = |said: &Said| said.is_value() || matches!(said, Said::Trimmed | Said::Lost);
         let mut shown = self.shown.iter();
         shown.all(|shown| shown.position < marks.settled && sure(&shown.said))
     }
