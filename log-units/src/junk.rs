@@ -49,18 +49,32 @@ impl JunkSet {
     }
 
     pub(crate) fn contains(&self, position: u64) -> bool {
+        self.covering(position).is_some()
+    }
+
+    /// End and stride of a range that `position` is in.
+    fn covering(&self, position: u64) -> Option<(u64, u64)> {
         self.ranges
             .range(position.saturating_sub(self.longest)..=position)
             .rev()
-            .any(|(from, (end, stride))| {
-                position < *end && (position - from).is_multiple_of(*stride)
+            .find(|(from, (end, stride))| {
+                position < *end && (position - *from).is_multiple_of(*stride)
             })
+            .map(|(_, range)| *range)
     }
 
-    /// Steps from `at` by `stride` while positions are junk, up to `end`.
+    /// Steps from `at` by `stride` while positions are junk, up to `end`. Whole ranges are one step.
     pub(crate) fn run(&self, mut at: u64, stride: u64, end: u64) -> u64 {
-        while at < end && self.contains(at) {
-            at = at.saturating_add(stride);
+        while at < end {
+            let Some((until, of_range)) = self.covering(at) else {
+                break;
+            };
+            let steps = if stride.is_multiple_of(of_range) {
+                (until.min(end) - at).div_ceil(stride)
+            } else {
+                1
+            };
+            at = at.saturating_add(steps.saturating_mul(stride));
         }
         at
     }
@@ -105,6 +119,15 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn a_range_of_any_length_is_passed_at_once() {
+        let mut set = JunkSet::default();
+        let (from, end, stride) = (4, u64::MAX - 8, 2);
+        set.insert(Junk { from, end, stride });
+        assert_eq!(set.run(4, 4, 1 << 60), 1 << 60);
+        assert!(set.run(4, 2, u64::MAX) >= end);
+    }
+
     proptest! {
         #[test]
         fn it_is_a_set(
@@ -123,6 +146,13 @@ mod tests {
             }
             for p in 0..110 {
                 prop_assert_eq!(set.contains(p), model.contains(&p), "position {}", p);
+            }
+            for (at, stride, end) in [(cut, 1, 110), (cut, 2, 110), (cut / 2, 4, 100), (0, 3, cut)] {
+                let mut stepped = at;
+                while stepped < end && model.contains(&stepped) {
+                    stepped += stride;
+                }
+                prop_assert_eq!(set.run(at, stride, end), stepped, "from {} by {} to {}", at, stride, end);
             }
             set.cut(cut);
             for p in 0..110 {
