@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 
 use crate::cluster::{Cluster, View};
 use crate::retry::{Attempts, Failure};
+use crate::trim::{settled, tell_settled};
 
 /// A target by the rules of `layout`: when its epoch has ended it is lowered to the next one's start, for what lies
 /// above may be granted again (rule 23).
@@ -211,6 +212,9 @@ impl Settler {
                 continue;
             }
             // Everything that is left failed.
+            if core.is_too_far() {
+                self.tell_marks(view, attempts.call_deadline()).await;
+            }
             match last.take() {
                 Some(failure) => attempts
                     .after(view.epoch(), failure)
@@ -227,6 +231,15 @@ impl Settler {
                 return Err(Stop::NewLayout);
             }
             core.retry();
+        }
+    }
+
+    /// Replicas before the tails learn what is settled from appends; where none goes through, as on a full disk, they
+    /// have to hear it from whoever fills.
+    async fn tell_marks(&self, view: &View, deadline: Time) {
+        match settled(&self.cluster, view, deadline).await {
+            Ok(mark) => tell_settled(&self.cluster, view, mark, deadline).await,
+            Err(failure) => tracing::debug!(%failure, "marks not known"),
         }
     }
 

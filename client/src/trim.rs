@@ -1,6 +1,6 @@
 //! Trimming: never above what is settled, on stable storage of every unit before it is reported.
 
-use futures_util::future::try_join_all;
+use futures_util::future::{join_all, try_join_all};
 use milonga_protocol::messages::{SequencerRequest, SequencerResponse, UnitRequest, UnitResponse};
 use milonga_protocol::{LogError, Position, TailOf, Time};
 
@@ -80,4 +80,19 @@ pub(crate) async fn settled(
         }
     }));
     Ok(marks.await?.into_iter().min().unwrap_or_default())
+}
+
+/// Tells replicas before the tails, which know it only from others, that everything below `mark` is settled:
+/// else they refuse to fill far above the mark they know.
+pub(crate) async fn tell_settled(cluster: &Cluster, view: &View, mark: Position, deadline: Time) {
+    let (epoch, below) = (view.epoch(), mark);
+    let chains = &view.layout().segments[view.last_segment()].chains;
+    let behind = chains.iter().filter_map(|units| units.split_last());
+    let told = behind.flat_map(|(_, units)| units).map(async |unit| {
+        let request = UnitRequest::Settled { epoch, below };
+        if let Err(failure) = cluster.unit(view.unit(*unit), request, deadline).await {
+            tracing::debug!(%failure, "mark not told");
+        }
+    });
+    join_all(told).await;
 }

@@ -237,6 +237,12 @@ impl Settle {
             .map(|(asked, why)| (asked.unit, why.as_str()))
     }
 
+    /// Whether a replica waits to be told what is settled: it takes nothing far above the mark that it knows (rule 5).
+    #[must_use]
+    pub fn is_too_far(&self) -> bool {
+        self.waiting().any(|(_, why)| why == lane::TOO_FAR)
+    }
+
     /// Winners found since the last call, ascending within each chain.
     pub fn take_winners(&mut self) -> Vec<(Position, Winner)> {
         std::mem::take(&mut self.winners)

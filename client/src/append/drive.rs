@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use futures_util::future::join_all;
-use milonga_protocol::messages::{UnitRequest, UnitResponse, WriteAnswer};
+use milonga_protocol::messages::{UnitResponse, WriteAnswer};
 use milonga_protocol::plants::{self, Plant};
 use milonga_protocol::{AppendError, Epoch, LogError, Position, Time};
 use milonga_transport::Peer;
@@ -11,10 +10,10 @@ use milonga_transport::Peer;
 use super::batch::{Item, Part, deadline_of, expire};
 use super::outcome::{AfterEpoch, Found, Next, after_epoch, found, judge};
 use super::{Appender, Slot};
-use crate::cluster::{View, garbage};
+use crate::cluster::garbage;
 use crate::retry::{Backoff, Failure, Remedy, pause};
 use crate::settle::What;
-use crate::trim::settled;
+use crate::trim::{settled, tell_settled};
 
 /// What one unit's answers leave to do.
 #[derive(Default)]
@@ -208,7 +207,7 @@ impl Appender {
                 return;
             }
         };
-        self.tell_settled(&part.view, mark, call_by).await;
+        tell_settled(&self.cluster, &part.view, mark, call_by).await;
         // What is farther above the mark heads do not fill; it comes at the next attempt.
         let ahead = part.view.layout().limits.positions_ahead;
         let what = What::Range(mark, position.min(mark.plus(ahead).next()));
@@ -219,21 +218,6 @@ impl Appender {
         if let Err(error) = settled.await {
             tracing::debug!(%error, %position, "not settled below");
         }
-    }
-
-    /// Tells replicas before the tails, which know it only from others, that everything below `mark` is settled:
-    /// else they refuse to fill far above the mark they know.
-    async fn tell_settled(&self, view: &View, mark: Position, deadline: Time) {
-        let (epoch, below) = (view.epoch(), mark);
-        let chains = &view.layout().segments[view.last_segment()].chains;
-        let behind = chains.iter().filter_map(|units| units.split_last());
-        let told = behind.flat_map(|(_, units)| units).map(async |unit| {
-            let request = UnitRequest::Settled { epoch, below };
-            if let Err(failure) = self.cluster.unit(view.unit(*unit), request, deadline).await {
-                tracing::debug!(%failure, "mark not told");
-            }
-        });
-        join_all(told).await;
     }
 
     /// Every item is durable on every replica.

@@ -651,7 +651,13 @@ impl Unit {
         if position < self.trimmed {
             return WriteAnswer::Trimmed;
         }
-        if position.0 > self.settled().max(self.start).0 + self.ahead {
+        // Who is not the tail knows what is settled only from what it was told.
+        let settled = if range.is_tail() {
+            self.settled()
+        } else {
+            self.settled
+        };
+        if position.0 > settled.max(self.start).0 + self.ahead {
             return WriteAnswer::TooFar;
         }
         if active_head && matches!(value, Held::Junk) {

@@ -176,6 +176,22 @@ async fn reading_below_the_trim_mark_is_an_error() {
     assert_eq!(texts(&rest), ["c", "d"]);
 }
 
+/// Nobody appends any more, perhaps because the disk is full: then nobody but the reader tells replicas what is settled.
+#[tokio::test(start_paused = true)]
+async fn holes_are_filled_for_ever_without_an_append_in_between() {
+    let mut limits = milonga_protocol::Limits::default();
+    limits.positions_ahead = 8;
+    let fake = Fake::with(2, 3, limits);
+    let client = client(&fake).await;
+    append(&client, "a").await;
+    for _ in 0..40 {
+        fake.take_token(&[S]);
+        let to = target(&client).await;
+        let played = play(&client, Position::ZERO, to).await;
+        assert_eq!(texts(&played.expect("filled")), ["a"]);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_lost_entry_comes_from_another_replica_or_stops_the_stream() {
     let fake = Fake::new(2, 2);

@@ -19,6 +19,9 @@ const BATCH: usize = 1_024;
 /// A write stops growing at about this many bytes.
 const WRITE_BYTES: usize = 4 << 20;
 
+/// A replica knows too little of what is settled.
+pub(super) const TOO_FAR: &str = "too far above the settled mark";
+
 /// What an answer led to.
 #[derive(Debug)]
 pub(super) enum Progress {
@@ -432,7 +435,7 @@ impl Lane {
                 }
                 WriteAnswer::Accepted => trouble = Some("a write is not durable yet"),
                 WriteAnswer::Full => trouble = Some("the disk is full"),
-                WriteAnswer::TooFar => trouble = Some("too far above the settled mark"),
+                WriteAnswer::TooFar => trouble = Some(TOO_FAR),
                 WriteAnswer::Occupied | WriteAnswer::NotMine | WriteAnswer::Refused => {
                     let why = format!("the winner of this position is refused as {answer:?}");
                     return Progress::Broken { position, why };
