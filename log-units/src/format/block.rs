@@ -156,7 +156,10 @@ impl State {
                 removed_batch: r.u64()?,
             })
         })();
-        decoded.ok_or(BlockError::Damaged)
+        // As of batches and segments: a number that nothing can follow was never given.
+        decoded
+            .filter(|s: &Self| s.sequence.max(s.first_segment).max(s.removed_batch) < u64::MAX)
+            .ok_or(BlockError::Damaged)
     }
 }
 

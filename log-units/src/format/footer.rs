@@ -205,6 +205,7 @@ impl Footer {
     fn is_consistent(&self) -> bool {
         let entries = self.positions.len();
         self.offsets.len() == entries
+            && self.edges.last.max(self.number) < u64::MAX
             && self.positions.is_sorted_by(|a, b| a < b)
             && self.streams.is_sorted_by(|a, b| a < b)
             && self.firsts.len() == self.streams.len() + 1
