@@ -3,12 +3,13 @@
 //!
 //! ```text
 //! List ─┬─ nothing ── make superblock, state ──────────────────────────────────────────┐
-//!       └─ Superblock ── State ── for each segment: Header ── Trailer ─┬─ Footer ──────┼── Rewrite ── ready
+//!       └─ Superblock ── State ─ Restate ─ for each segment: Header ── Trailer ─┬─ Footer ──────┼── Rewrite ── ready
 //!                                                                      └─ Body, scan ──┘
 //! ```
 //!
 //! The last batch is written again before anything is served: a killed process may have left it in the page cache
-//! only, and after a failed sync the kernel may show bytes that are on no disk.
+//! only, and after a failed sync the kernel may show bytes that are on no disk. So is a state that only one of its
+//! slots holds: the unit is about to report its epoch, and to write records that are newer.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -44,6 +45,8 @@ enum Stage {
     MakeState,
     Superblock,
     State,
+    /// Slots that still get the newest state.
+    Restate(Vec<u64>),
     Header(u64),
     Trailer(u64, SegmentHeader),
     Footer(u64, SegmentHeader),
@@ -71,6 +74,8 @@ pub(crate) struct Recovery {
     state: State,
     todo: VecDeque<u64>,
     rebuild: Rebuild,
+    /// Why the state could not be written again.
+    state_lost: Option<String>,
     recovered: Option<Box<Recovered>>,
 }
 
@@ -90,6 +95,7 @@ impl Recovery {
             state: State::default(),
             todo: VecDeque::new(),
             rebuild: Rebuild::default(),
+            state_lost: None,
             recovered: None,
         };
         (recovery, DiskOp::List)
@@ -107,6 +113,13 @@ impl Recovery {
         let stage = std::mem::replace(&mut self.stage, Stage::List);
         match stage {
             Stage::Rewrite => return Ok(self.finish(result)),
+            Stage::Restate(slots) => {
+                if let Err(error) = result {
+                    self.state_lost = Some(error.to_string());
+                    return self.next_segment();
+                }
+                return self.restate(slots);
+            }
             Stage::Header(number) => return self.header(number, &bytes_of(result)),
             Stage::Trailer(number, header) => {
                 return Ok(self.trailer(number, header, &bytes_of(result)));
@@ -266,7 +279,29 @@ impl Recovery {
         }
         self.todo = (first..=last).collect();
         self.rebuild = Rebuild::new(self.owner(), self.state, self.config.segment_size());
-        self.next_segment()
+        let is_newest = |slot: &Result<State, BlockError>| slot.as_ref() == Ok(&self.state);
+        let (here, stale): (Vec<_>, Vec<_>) = [0, 1]
+            .into_iter()
+            .partition(|slot| is_newest(&slots[usize::from(*slot != 0)]));
+        if here.is_empty() || stale.is_empty() {
+            return self.next_segment();
+        }
+        // The other one first: a loss of power must not tear the only one.
+        self.restate(here.into_iter().chain(stale).collect())
+    }
+
+    /// Writes the state to the last of these slots.
+    fn restate(&mut self, mut slots: Vec<u64>) -> Result<Step, OpenError> {
+        let Some(slot) = slots.pop() else {
+            return self.next_segment();
+        };
+        self.stage = Stage::Restate(slots);
+        Ok(Step::Do(DiskOp::WriteAt {
+            name: STATE.to_owned(),
+            offset: slot * STATE_SLOT,
+            data: vec![self.state.encode(self.owner()).into()],
+            sync: true,
+        }))
     }
 
     fn file_len(&self, number: u64) -> Option<u64> {
@@ -417,6 +452,7 @@ impl Recovery {
                 why: "it is already open".to_owned(),
             });
         };
+        recovered.poison = self.state_lost.take().or(recovered.poison);
         if let Err(error) = rewritten {
             recovered.poison = Some(error.to_string());
             let last = std::mem::take(&mut recovered.last_positions);

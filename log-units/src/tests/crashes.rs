@@ -447,3 +447,41 @@ fn power_may_fail_at_every_operation() {
     }
     println!("seeds 0..24: {moments} losses of power, {again} second ones");
 }
+
+/// A killed process may have left its state in the page cache only: the next one must not build on it.
+#[test]
+fn an_epoch_that_a_restarted_unit_reports_survives_a_loss_of_power() {
+    let mut reported = 0;
+    for seed in 0..200 {
+        let mut rig = Rig::open(seed);
+        rig.put(1, 0, 5);
+        rig.seal(2);
+        let open = |epoch| UnitRequest::Open {
+            layout: layout(epoch, 1, 1, 1, 0, 0),
+            starts: vec![(Epoch(epoch), Position(1))],
+        };
+        rig.send(open(2), Bytes::new());
+        rig.poll();
+        // Killed while the state is written: slot 0, slot 1, or nothing yet.
+        for _ in 0..seed % 3 {
+            rig.step();
+        }
+        let mut restarted = rig.restarted(seed);
+        let told = restarted.seal(3).epoch;
+        reported += u64::from(told == Epoch(2));
+        restarted.send(open(3), Bytes::new());
+        restarted.poll();
+        for _ in 0..seed % 4 {
+            restarted.step();
+        }
+        let after = restarted.after_crash(seed);
+        let hello = after
+            .hello()
+            .unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        assert!(
+            hello.persisted >= told,
+            "seed {seed}: {told:?}, then {hello:?}"
+        );
+    }
+    assert!(reported > 20, "{reported}");
+}
