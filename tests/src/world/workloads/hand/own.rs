@@ -1,15 +1,12 @@
 //! Objects of the workloads' own types.
 
-use std::collections::BTreeMap;
-
+use imbl::OrdMap;
 use milonga_objects::{Context, KeyBytes, Object, Touches};
 use serde::{Deserialize, Serialize};
 
-/// Lists that grow.
+/// Lists that grow; cheap to clone, as every transaction freezes them.
 #[derive(Clone, Debug, Default)]
-pub(in crate::world::workloads) struct Lists(
-    pub(in crate::world::workloads) BTreeMap<u64, Vec<u64>>,
-);
+pub(in crate::world::workloads) struct Lists(pub(in crate::world::workloads) OrdMap<u64, Vec<u64>>);
 
 /// An update of [`Lists`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
