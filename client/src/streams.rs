@@ -312,11 +312,12 @@ fn decoded(
         ..Message::default()
     });
     let mut entries = Vec::with_capacity(listed.len());
-    let lost = |entries, complete| ChainPart {
+    // Units list entries above what they have decided, too: that one of those is lost says nothing of what lies below.
+    let lost = |entries, position: Position| ChainPart {
         chain,
         entries,
-        complete,
-        lost: true,
+        complete: position.min(complete),
+        lost: position <= complete,
     };
     let mut above = span.from;
     for (position, len) in listed {
@@ -389,4 +390,27 @@ fn wait_ms(due: Time, now: Time) -> u32 {
     }
     let wait = u32::try_from(due.since(now).as_millis()).unwrap_or(u32::MAX);
     wait.saturating_add(1).min(LONGEST_WAIT_MS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_entry_above_what_is_decided_completes_nothing() {
+        let span = Span {
+            from: Position(1),
+            to: Position(9),
+            bytes: 100,
+        };
+        let part = |complete| {
+            let listed = vec![(Position(5), 0)];
+            let part = decoded(0, listed, Bytes::new(), Position(complete), span);
+            let part = part.expect("in order");
+            (part.complete, part.lost)
+        };
+        assert_eq!(part(3), (Position(3), false));
+        assert_eq!(part(5), (Position(5), true));
+        assert_eq!(part(7), (Position(5), true));
+    }
 }
