@@ -103,8 +103,11 @@ impl<'a> Updates<'a> {
             self.places.insert(number, (record.position, record.record));
             return;
         }
-        let there: Vec<_> = records.iter().filter(|record| is_there(record)).collect();
-        if there.is_empty() || position.is_none() {
+        let there = records.iter().position(|record| is_there(record));
+        let there = there.filter(|_| position.is_some());
+        // One mistake is enough: it is not there without an owner, too.
+        let there = there.map(|index| records.remove(index));
+        if there.is_none() {
             found.add(Rule::Acknowledged, || {
                 format!("call {number} at {position:?}, {kind:?}: no such record is left of {records:?} for {output:?}")
             });
