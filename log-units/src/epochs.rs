@@ -162,6 +162,15 @@ impl Unit {
         self.refuse_parked();
     }
 
+    /// Gives the epoch up, as a restart does: this head has lost the undecided value at `position`, and only the next
+    /// epoch, which asks all replicas, can judge it (rule 11). The next hello tells the layout that nothing is served.
+    pub(crate) fn seal_itself(&mut self, position: Position) {
+        let epoch = self.state.durable.epoch;
+        tracing::warn!(%position, %epoch, "sealed: the head lost a value that may be undecided");
+        self.epochs.sealed_for = self.epochs.sealed_for.max(epoch.next());
+        self.refuse_parked();
+    }
+
     /// Answers seals once nothing is on its way to the disk. A trim mark neither: the report tells whether streams that
     /// are not listed when collected may have been trimmed, so both must speak of the same mark.
     pub(crate) fn answer_seals(&mut self) {

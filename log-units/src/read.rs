@@ -105,7 +105,7 @@ impl Unit {
         let answer = if position < self.trimmed() {
             UnitReadAnswer::Trimmed
         } else if self.index.is_lost(position) {
-            lost()
+            lost_answer()
         } else {
             match self.index.held(position) {
                 Some(Held::Data(place)) => {
@@ -182,18 +182,39 @@ impl Unit {
         if position >= self.trimmed() && still && self.index.lost.insert(position) {
             self.counters.lost_on_read += 1;
             tracing::error!(%position, segment = place.segment, offset = place.offset, "a damaged entry");
+            if self.arbitrates_undecided(position) {
+                self.seal_itself(position);
+            }
         }
+    }
+
+    /// Whether this unit is the head that says what `position` holds, and nobody has told it that all replicas have it.
+    fn arbitrates_undecided(&self, position: Position) -> bool {
+        let Some((serving, range)) = self.serving().zip(self.range_of(position)) else {
+            return false;
+        };
+        let held = serving.held.get(range);
+        held.is_some_and(|held| held.range.is_head() && position >= held.settled)
+            && !serving.layout.is_closed(position)
     }
 
     fn job_done(&mut self, mut job: Job<Purpose>) {
         let trimmed = self.trimmed();
+        let lost = |(position, slot): &(Position, Slot)| {
+            *position >= self.mark && *slot == Slot::Known(UnitReadAnswer::Lost)
+        };
+        if self.serving().is_none() && job.slots.iter().any(lost) {
+            // What an active head lost is judged by the next epoch, not by who happens to read it now.
+            let epoch = self.over();
+            return self.refuse(job.call, Refusal::Sealed { epoch });
+        }
         for (position, slot) in &mut job.slots {
             if *slot == Slot::Known(UnitReadAnswer::Lost) {
                 // The file may have gone with a trim while it was read.
                 let answer = if *position < trimmed {
                     UnitReadAnswer::Trimmed
                 } else {
-                    lost()
+                    lost_answer()
                 };
                 *slot = Slot::Known(answer);
             }
@@ -259,7 +280,7 @@ impl Unit {
     }
 }
 
-fn lost() -> UnitReadAnswer {
+fn lost_answer() -> UnitReadAnswer {
     if plants::active(Plant::LostIsUnwritten) {
         UnitReadAnswer::Unwritten
     } else {

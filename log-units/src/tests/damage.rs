@@ -268,6 +268,79 @@ fn what_was_lost_with_its_streams_is_reported_until_it_is_trimmed() {
     assert_eq!(rig.restarted(22).seal(3).lost, Position::ZERO);
 }
 
+/// The head of a chain of two with entries at 0 to 3, all below 2 told as settled, and the entry at `damaged` unreadable.
+fn damaged_head(damaged: u64) -> Rig {
+    let mut uncached = config();
+    uncached.cache_bytes = 0;
+    let mut rig = Rig::on(SimDisk::new(23), uncached, 23);
+    rig.open_layout(layout(1, 0, 1, 2, 0, 0), Vec::new());
+    for position in 0..4 {
+        rig.put(1, position, 5);
+    }
+    let (epoch, settled, positions) = (Epoch(1), Position(2), vec![Position(0)]);
+    rig.ask(UnitRequest::Read {
+        epoch,
+        settled,
+        positions,
+    });
+    let entry = entry(damaged, damaged, &[5], 40);
+    let bytes = entry.bytes();
+    let files = rig.disk.files().into_iter();
+    let found = files.filter_map(|(name, file)| {
+        let at = file.windows(bytes.len()).position(|w| w == &bytes[..])?;
+        Some((name, at as u64))
+    });
+    let (name, at) = found.last().expect("on the disk");
+    rig.disk.overwrite(&name, at, &vec![0xff; bytes.len()]);
+    rig
+}
+
+/// Rule 11: only the next epoch asks the other replicas.
+#[test]
+fn a_head_that_lost_what_may_be_undecided_seals_itself() {
+    let sealed = Response::Refused(Refusal::Sealed { epoch: Epoch(1) });
+    let fill = UnitRequest::Fill {
+        epoch: Epoch(1),
+        from: Position(3),
+        to: Position(4),
+    };
+    let read = UnitRequest::Read {
+        epoch: Epoch(1),
+        settled: Position(0),
+        positions: vec![Position(3)],
+    };
+    for request in [fill, read] {
+        let mut rig = damaged_head(3);
+        assert_eq!(rig.hello().unwrap().serving, Epoch(1));
+        assert_eq!(rig.ask(request), sealed);
+        assert_eq!(rig.hello().unwrap().serving, Epoch(0));
+        let confirm = UnitRequest::Confirm { epoch: Epoch(1) };
+        assert_eq!(rig.ask(confirm), sealed, "no tail check counts on it");
+        let report = rig.seal(2);
+        assert_eq!(
+            (report.high, report.marks.settled),
+            (Position(4), Position(3))
+        );
+        assert_eq!(
+            rig.open_layout(layout(2, 4, 1, 2, 0, 0), Vec::new()),
+            ok(UnitResponse::Done)
+        );
+        assert_eq!(
+            rig.read_one(2, 3).0,
+            UnitReadAnswer::Lost,
+            "others may have it"
+        );
+    }
+}
+
+#[test]
+fn a_head_that_lost_what_is_settled_goes_on() {
+    let mut rig = damaged_head(1);
+    assert_eq!(rig.read_one(1, 1).0, UnitReadAnswer::Lost);
+    assert_eq!(rig.hello().unwrap().serving, Epoch(1));
+    rig.put(1, 4, 5);
+}
+
 #[test]
 fn an_index_by_footer_and_one_by_scan_are_equal() {
     let mut rig = Rig::open(8);

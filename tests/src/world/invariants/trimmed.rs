@@ -31,18 +31,26 @@ impl Invariant for Trimmed {
     }
 
     fn check(&mut self, view: &WorldView<'_>) -> Result<(), Violation> {
-        let mut exchanges = view.wire.exchanges.iter();
-        exchanges.try_for_each(|exchange| self.exchange(exchange))?;
         for observed in view.news {
-            if let Observed::Returned(id) = observed {
-                self.returned(&view.pages.operations[id.0])?;
+            match observed {
+                Observed::Returned(id) => self.returned(&view.pages.operations[id.0])?,
+                // A unit may have done it and died before it answered.
+                Observed::Invoked(id) => self.invoked(&view.pages.operations[id.0].operation),
+                _ => {}
             }
         }
-        Ok(())
+        let mut exchanges = view.wire.exchanges.iter();
+        exchanges.try_for_each(|exchange| self.exchange(exchange))
     }
 }
 
 impl Trimmed {
+    fn invoked(&mut self, operation: &Operation) {
+        if let Operation::Trim { below } = operation {
+            self.asked = self.asked.max(*below);
+        }
+    }
+
     fn exchange(&mut self, exchange: &Exchange) -> Result<(), Violation> {
         if let Request::Unit(UnitRequest::Trim { below, .. }) = &exchange.request {
             self.asked = self.asked.max(*below);
