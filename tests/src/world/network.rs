@@ -2,7 +2,8 @@
 //!
 //! A process is reached by its name. Requests and responses go through the real frame codec. What QUIC hides is
 //! hidden here, too: lost packets are sent again (so they come late), damaged ones end the connection, a request is
-//! never served twice. What it cannot hide happens: connections break, answers come late, twice or never.
+//! never served twice. What it cannot hide happens: connections break, answers come late, twice or never. And what any
+//! leader of the layout may repeat (rule 15) is repeated now and then, late, by nobody who waits for an answer.
 
 mod call;
 mod datagrams;
@@ -18,12 +19,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use milonga_protocol::frame::{self, FrameKind, Message, PREFIX_BYTES, Prefix};
+use milonga_protocol::messages::{Request, SequencerRequest, UnitRequest};
 use milonga_protocol::{ServerName, SharedEnv};
 use milonga_transport::{CallError, Caller, Peer, Reply, Role, Service, SharedNetwork};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::world::executor::{Executor, ProcessId};
 use crate::world::journal::{Journal, Observed};
+use crate::world::rng::Rng;
 use crate::world::trace::Moment;
 use call::{Endpoint, Ticket};
 use datagrams::Bound;
@@ -33,6 +36,11 @@ pub use model::NetworkPlan;
 use model::{Fate, Model};
 pub use observed::{Direction, Letter};
 pub use shown::{How, Said, Shown};
+
+/// Of a million requests that any leader may repeat, so many are.
+const ECHOES: u32 = 100_000;
+/// Typical nanoseconds until then.
+const ECHO_AFTER: u64 = 200_000_000;
 
 /// All links of the world; clones share them.
 #[derive(Clone)]
@@ -52,6 +60,8 @@ struct State {
     /// What waits for a cut to be mended.
     held: Vec<Held>,
     rooms: BTreeMap<(ServerName, ServerName), Arc<Semaphore>>,
+    /// Draws what is repeated, and when.
+    echoes: Rng,
     /// Bound sockets, where QUIC is the wire.
     sockets: BTreeMap<SocketAddr, Bound>,
 }
@@ -89,7 +99,43 @@ struct Delivery {
     room: OwnedSemaphorePermit,
 }
 
+impl State {
+    /// Whether `request` is repeated, as what call, and when.
+    fn echo(&mut self, now: Moment, request: &Message) -> Option<(u64, Moment)> {
+        let repeatable = matches!(
+            Request::decode(request),
+            Ok(Request::Sequencer(SequencerRequest::Bootstrap(_))
+                | Request::Unit(UnitRequest::Open { .. } | UnitRequest::Settled { .. }))
+        );
+        if !repeatable || !self.echoes.happens(ECHOES) {
+            return None;
+        }
+        self.next_call += 1;
+        let late = self.echoes.long_tailed(ECHO_AFTER);
+        Some((self.next_call, now.plus(late)))
+    }
+}
+
 impl Delivery {
+    /// The same request as another call.
+    fn again(&self, number: u64, request: &Message) -> Self {
+        let letter = Letter {
+            call: number,
+            ..self.letter.clone()
+        };
+        let room = Arc::new(Semaphore::new(1)).try_acquire_owned();
+        Self {
+            net: Arc::clone(&self.net),
+            letter,
+            frame: encode(number, FrameKind::Request, request),
+            from: Arc::clone(&self.from),
+            caller: self.caller,
+            server: self.server,
+            service: Arc::clone(&self.service),
+            room: room.expect("a room of its own"),
+        }
+    }
+
     /// Hands the request to the service, with a way back.
     fn carry_out(self) {
         let at = self.net.executor.now();
@@ -132,6 +178,7 @@ impl WorldNetwork {
                 next_call: 0,
                 held: Vec::new(),
                 rooms: BTreeMap::new(),
+                echoes: Rng::new(seed, "echoes"),
                 sockets: BTreeMap::new(),
             }),
         }))
@@ -298,6 +345,7 @@ impl Net {
             };
         };
         let fate = state.model.draw(now, &from.name, &to.name, false);
+        let echo = state.echo(now, request);
         drop(state);
         let link = (&from.name, &to.name);
         let letter = Letter::new(now, number, link, Direction::Request, request);
@@ -312,6 +360,12 @@ impl Net {
             service,
             room,
         };
+        if let Some((number, at)) = echo {
+            let again = delivery.again(number, request);
+            self.executor.trace(&("echo", number, at));
+            self.executor
+                .schedule(at, server, Box::new(move || again.carry_out()));
+        }
         let deliver = Box::new(move || delivery.carry_out());
         self.carry(fate, link, server, deliver, number, caller);
         Begun {

@@ -1,16 +1,25 @@
-//! I3: once a reader saw what a position holds, every later reader sees the same.
+//! I3: once a reader saw what a position holds, every later reader sees the same; and nobody sees it before the tail of
+//! its chain has said that it has it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use milonga_protocol::Position;
+use milonga_protocol::{Position, ServerName};
 
 use crate::world::journal::{Observed, Operation, Outcome, Record};
+use crate::world::network::{Exchange, Wire};
 use crate::world::trace::Moment;
 use crate::world::workload::{Invariant, Violation, WorldView};
 
-/// See the file's head. What each position was first seen to hold, and when.
+/// See the file's head.
 #[derive(Debug, Default)]
-pub struct Settled(BTreeMap<Position, (Moment, Outcome)>);
+pub struct Settled {
+    /// What each position was first seen to hold, and when.
+    seen: BTreeMap<Position, (Moment, Outcome)>,
+    /// What the tail of its chain, in any epoch, said to have.
+    at_tail: BTreeSet<Position>,
+    /// Where what each unit said to have ended.
+    marks: BTreeMap<ServerName, Position>,
+}
 
 impl Invariant for Settled {
     fn name(&self) -> &'static str {
@@ -22,9 +31,14 @@ impl Invariant for Settled {
     }
 
     fn check(&mut self, view: &WorldView<'_>) -> Result<(), Violation> {
+        for exchange in &view.wire.exchanges {
+            self.exchange(view.wire, exchange);
+        }
         for observed in view.news {
             if let Observed::Returned(id) = observed {
-                self.returned(&view.pages.operations[id.0])?;
+                let record = &view.pages.operations[id.0];
+                self.returned(record)?;
+                self.early(view.wire, record)?;
             }
         }
         Ok(())
@@ -32,16 +46,55 @@ impl Invariant for Settled {
 }
 
 impl Settled {
+    fn exchange(&mut self, wire: &Wire, exchange: &Exchange) {
+        let Some(epoch) = exchange.epoch() else {
+            return;
+        };
+        let values = exchange.shown.iter().filter(|shown| shown.said.is_value());
+        let values = values.map(|shown| shown.position);
+        let at_tail = values.filter(|p| wire.is_tail(epoch, &exchange.server, *p));
+        self.at_tail.extend(at_tail);
+        if let Some(marks) = exchange.marks() {
+            let mark = self.marks.entry(exchange.server.clone()).or_default();
+            *mark = marks.settled.max(*mark);
+        }
+    }
+
+    /// Rule 6. What is closed was settled by whoever opened the epoch (rule 9).
+    fn early(&self, wire: &Wire, record: &Record) -> Result<(), Violation> {
+        let Some((at, outcome)) = &record.returned else {
+            return Ok(());
+        };
+        let shown: Vec<Position> = match (&record.operation, outcome) {
+            (Operation::Read { position }, Outcome::Data(_) | Outcome::Junk) => vec![*position],
+            (_, Outcome::Entries(entries, _)) => entries.iter().map(|e| e.position).collect(),
+            _ => return Ok(()),
+        };
+        let told = |position: &Position| {
+            self.at_tail.contains(position)
+                || wire
+                    .tail_now(*position)
+                    .is_none_or(|tail| self.marks.get(tail).is_some_and(|mark| mark > position))
+        };
+        match shown.iter().find(|position| !told(position)) {
+            Some(position) => Err(Violation(format!(
+                "{} saw {position} at {at}, before the tail of its chain had said that it has it",
+                record.client
+            ))),
+            None => Ok(()),
+        }
+    }
+
     fn returned(&mut self, record: &Record) -> Result<(), Violation> {
         let Some((at, outcome)) = &record.returned else {
             return Ok(());
         };
         match (&record.operation, outcome) {
             (Operation::Read { position }, Outcome::Data(_) | Outcome::Junk) => {
-                self.seen(record, *position, *at, outcome.clone())
+                self.see(record, *position, *at, outcome.clone())
             }
             (Operation::Read { position }, Outcome::Unwritten | Outcome::Lost) => {
-                let known = self.0.get(position);
+                let known = self.seen.get(position);
                 match known.filter(|(known, _)| *known < record.invoked) {
                     Some((known, value)) => Err(Violation(format!(
                         "{} read {position} as {outcome:?} from {} to {at}, but at {known} it held {value:?}",
@@ -54,14 +107,14 @@ impl Settled {
                 let mut entries = entries.iter();
                 entries.try_for_each(|seen| {
                     let value = Outcome::Data(seen.payload.clone());
-                    self.seen(record, seen.position, *at, value)
+                    self.see(record, seen.position, *at, value)
                 })
             }
             _ => Ok(()),
         }
     }
 
-    fn seen(
+    fn see(
         &mut self,
         record: &Record,
         position: Position,
@@ -69,7 +122,7 @@ impl Settled {
         value: Outcome,
     ) -> Result<(), Violation> {
         let (known, before) = self
-            .0
+            .seen
             .entry(position)
             .or_insert_with(|| (at, value.clone()));
         if *before == value {
@@ -85,7 +138,21 @@ impl Settled {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::world::invariants::samples::{STREAM, operation, payload, seen};
+    use crate::world::invariants::samples::{
+        STREAM, data, operation, payload, seen, wire, written,
+    };
+
+    #[test]
+    fn what_is_seen_before_the_tail_has_it_is_noticed() {
+        let wire = wire();
+        let position = Position(5);
+        let shown = operation(9, Operation::Read { position }, Outcome::Data(payload(1)));
+        let mut see = Settled::default();
+        see.exchange(&wire, &written("a", 2, 5, data(1)));
+        assert!(see.early(&wire, &shown).is_err(), "only the head has it");
+        see.exchange(&wire, &written("b", 2, 5, data(1)));
+        assert_eq!(see.early(&wire, &shown), Ok(()));
+    }
 
     #[test]
     fn a_value_that_changes_or_goes_is_noticed() {

@@ -232,6 +232,14 @@ impl Wire {
         place.is_some_and(|(place, replicas)| place + 1 == replicas)
     }
 
+    /// The tail of the chain of `position` in the newest epoch; `None` if that epoch began above it.
+    #[must_use]
+    pub fn tail_now(&self, position: Position) -> Option<&ServerName> {
+        let (_, layout) = self.layouts.last_key_value()?;
+        let tail = layout.chain(position).last()?;
+        (!layout.is_closed(position)).then(|| &layout.unit(*tail).name)
+    }
+
     /// Whether `server` arbitrates `position` in the newest epoch: what is damaged there waits for the next one (rule 11).
     #[must_use]
     pub fn is_active_head(&self, server: &ServerName, position: Position) -> bool {
