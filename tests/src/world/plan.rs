@@ -271,6 +271,8 @@ struct Faults<'a> {
 
 /// How many kinds `Faults::kind` knows.
 const KINDS: u64 = 18;
+/// One of them.
+const BIT_ROT: u64 = 15;
 
 impl<'a> Faults<'a> {
     fn new(rng: &'a mut Rng, shape: &'a Shape, safety: Moment) -> Self {
@@ -301,7 +303,24 @@ impl<'a> Faults<'a> {
             }
             at += self.rng.between(gap / 10, 2 * gap);
         }
+        if allowed.contains(&BIT_ROT) {
+            faults.extend(self.late_rot());
+            faults.sort_by_key(|fault| fault.at);
+        }
         faults
+    }
+
+    /// What rots shortly before everything heals is found by reading it, not by a start that scans the disk.
+    fn late_rot(&mut self) -> Vec<Fault> {
+        let bits = 0..self.rng.below(12);
+        let rot = bits.filter_map(|bit| {
+            Some(Fault {
+                at: Moment(self.safety.0 - SECOND / 2 + bit * MILLI),
+                lasts: Duration::ZERO,
+                kind: FaultKind::BitRot(self.damaged_unit()?),
+            })
+        });
+        rot.collect()
     }
 
     fn kind(&mut self, kind: u64) -> Option<FaultKind> {
@@ -322,7 +341,7 @@ impl<'a> Faults<'a> {
             13 if self.rng.happens(500_000) => FaultKind::FailWrite(unit, nth),
             13 => FaultKind::FailSync(unit, nth),
             14 => FaultKind::DiskFull(unit, *self.rng.pick(&[0, 40 << 10])),
-            15 => FaultKind::BitRot(self.damaged_unit()?),
+            BIT_ROT => FaultKind::BitRot(self.damaged_unit()?),
             16 => FaultKind::Misdirected(self.damaged_unit()?, nth, self.rng.between(1, 3) * 512),
             _ => FaultKind::Clock(
                 any,
