@@ -345,16 +345,13 @@ impl Reader {
         if plants::active(Plant::NotRepaired) {
             return;
         }
-        let head = ask.place == 0;
         let value = match &entry {
             Some(entry) => WireValue::Data {
                 len: u32::try_from(entry.len()).unwrap_or(u32::MAX),
             },
-            // Junk is never written to an active head.
-            None if head && !view.layout().is_closed(position) => return,
             None => WireValue::Junk,
         };
-        let request = Request::Unit(UnitRequest::Write {
+        let request = Request::Unit(UnitRequest::Repair {
             epoch: view.epoch(),
             settled: self.cluster.settled(view, ask.segment, ask.chain),
             items: vec![(position, value)],

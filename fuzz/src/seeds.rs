@@ -80,6 +80,11 @@ fn unit_requests() -> Vec<(UnitRequest, Bytes)> {
         UnitRequest::Settled { epoch, below: to },
         UnitRequest::Trim { epoch, below: to },
         UnitRequest::Ends { epoch, streams },
+        UnitRequest::Repair {
+            epoch,
+            settled: from,
+            items: vec![(from, WireValue::Junk)],
+        },
         UnitRequest::Seal { epoch: Epoch(2) },
         UnitRequest::Collect {
             epoch: Epoch(2),

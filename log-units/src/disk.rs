@@ -87,7 +87,11 @@ pub enum DiskError {
     /// The file does not exist.
     #[error("no such file: {0}")]
     NotFound(FileName),
-    /// Everything else; poisons the unit when it hits a write or sync.
+    /// The machine lacks something else than space (descriptors, memory): says nothing of what the disk holds, so a
+    /// read may be asked for again. Poisons the unit when it hits a write or sync.
+    #[error("{0}")]
+    Busy(String),
+    /// Everything else; poisons the unit when it hits a write or sync, and is damage when it hits a read.
     #[error("{0}")]
     Io(String),
 }

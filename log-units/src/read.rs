@@ -9,7 +9,7 @@ use milonga_protocol::{EncodedEntry, Epoch, Position};
 use crate::disk::{DiskDone, DiskError, DiskOp};
 use crate::format::segment_name;
 use crate::index::{Held, Place};
-use crate::reader::{ANSWER_BYTES, Job, Slot, concat};
+use crate::reader::{ANSWER_BYTES, Found, Job, Slot, concat};
 use crate::streams::StreamsRead;
 use crate::unit::{Op, Unit};
 use crate::write::WriteRequest;
@@ -87,7 +87,10 @@ impl Unit {
             if !owned {
                 return Slot::Known(UnitReadAnswer::NotMine);
             }
-            if self.writer.pending.contains_key(&position) {
+            // What is lost and just being given back is lost until it is durable: "pending" would say that it was never
+            // settled.
+            let first = !self.index.is_lost(position) && self.index.held(position).is_none();
+            if first && self.writer.pending.contains_key(&position) {
                 return Slot::Known(UnitReadAnswer::Pending);
             }
         }
@@ -159,14 +162,15 @@ impl Unit {
     }
 
     pub(crate) fn chunk_done(&mut self, chunk: u64, result: Result<DiskDone, DiskError>) {
-        let bytes = match result {
-            Ok(DiskDone::Read(bytes)) => Some(bytes),
-            _ => None,
+        let found = match result {
+            Ok(DiskDone::Read(bytes)) => Found::Bytes(bytes),
+            Err(DiskError::Busy(why)) => Found::NotNow(why),
+            _ => Found::Nothing,
         };
         let segment = self.reader.segment_of(chunk);
         let generation = segment.and_then(|s| self.index.generation(s)).unwrap_or(0);
         let owner = self.owner();
-        let (job, damaged) = self.reader.done(chunk, owner, generation, bytes.as_ref());
+        let (job, damaged) = self.reader.done(chunk, owner, generation, &found);
         for (position, place) in damaged {
             self.note_damage(position, place);
         }
@@ -199,6 +203,9 @@ impl Unit {
     }
 
     fn job_done(&mut self, mut job: Job<Purpose>) {
+        if let Some(what) = job.not_now.take() {
+            return self.refuse(job.call, Refusal::Busy { what });
+        }
         let trimmed = self.trimmed();
         let lost = |(position, slot): &(Position, Slot)| {
             *position >= self.mark && *slot == Slot::Known(UnitReadAnswer::Lost)

@@ -40,6 +40,8 @@ pub(crate) struct Job<P> {
     pub(crate) call: CallId,
     pub(crate) purpose: P,
     pub(crate) slots: Vec<(Position, Slot)>,
+    /// Why the disk could not be asked. Then nothing is known of what was to be read.
+    pub(crate) not_now: Option<String>,
     /// Chunks under way.
     missing: usize,
     /// Bytes of entries so far, guessed where they are not read.
@@ -56,6 +58,16 @@ struct Chunk {
     len: u64,
     /// Slots and the offsets of their records.
     wants: Vec<(usize, u64)>,
+}
+
+/// What a read of the disk gave.
+#[derive(Debug)]
+pub(crate) enum Found {
+    Bytes(Bytes),
+    /// The file, or that part of it, is gone or unreadable.
+    Nothing,
+    /// The disk was not asked at all, and why.
+    NotNow(String),
 }
 
 /// Jobs, reads and the cache. `P` says what a job is for.
@@ -166,6 +178,7 @@ impl<P> ReaderOf<P> {
             call,
             purpose,
             slots,
+            not_now: None,
             missing: 0,
             bytes,
             budget,
@@ -239,14 +252,14 @@ impl<P> ReaderOf<P> {
         self.chunks.get(&chunk).map(|c| c.segment)
     }
 
-    /// Takes what a read gave (`None`: nothing). Returns the job if that was its last one, and the positions that
+    /// Takes what a read gave. Returns the job if that was its last one, and the positions that
     /// turned out to be damaged.
     pub(crate) fn done(
         &mut self,
         id: u64,
         owner: Owner,
         generation: u64,
-        bytes: Option<&Bytes>,
+        found: &Found,
     ) -> (Option<Job<P>>, Vec<(Position, Place)>) {
         self.running = self.running.saturating_sub(1);
         let mut damaged = Vec::new();
@@ -255,6 +268,20 @@ impl<P> ReaderOf<P> {
         };
         let Some(job) = self.jobs.get_mut(&chunk.job) else {
             return (None, damaged);
+        };
+        let bytes = match found {
+            Found::Bytes(bytes) => Some(bytes),
+            // One bad sector must not cost its neighbours.
+            Found::Nothing if chunk.wants.len() > 1 => {
+                job.missing += chunk.wants.len() - 1;
+                self.one_by_one(&chunk);
+                return (None, damaged);
+            }
+            Found::Nothing => None,
+            Found::NotNow(why) => {
+                job.not_now = Some(why.clone());
+                return (self.one_less(chunk.job), damaged);
+            }
         };
         let seed = owner.seed_of(generation);
         let mut again = Vec::new();
@@ -288,19 +315,38 @@ impl<P> ReaderOf<P> {
                 }
             }
         }
-        job.missing -= 1;
         let more = self.plan(chunk.job, &again);
         if let Some(job) = self.jobs.get_mut(&chunk.job) {
             job.missing += more;
-            if job.missing > 0 {
-                return (None, damaged);
-            }
         }
-        let job = self.jobs.remove(&chunk.job);
-        self.bytes = self
-            .bytes
-            .saturating_sub(job.as_ref().map_or(0, |j| j.bytes));
-        (job, damaged)
+        (self.one_less(chunk.job), damaged)
+    }
+
+    /// Asks for each record of a chunk alone.
+    fn one_by_one(&mut self, chunk: &Chunk) {
+        let end = chunk.offset + chunk.len;
+        for (index, (slot, offset)) in chunk.wants.iter().enumerate() {
+            let next = chunk.wants.get(index + 1).map_or(end, |(_, next)| *next);
+            self.enqueue(Chunk {
+                job: chunk.job,
+                segment: chunk.segment,
+                offset: *offset,
+                len: next - offset,
+                wants: vec![(*slot, *offset)],
+            });
+        }
+    }
+
+    /// A chunk is done; the job, if it was the last one.
+    fn one_less(&mut self, id: u64) -> Option<Job<P>> {
+        let job = self.jobs.get_mut(&id)?;
+        job.missing -= 1;
+        if job.missing > 0 {
+            return None;
+        }
+        let job = self.jobs.remove(&id)?;
+        self.bytes = self.bytes.saturating_sub(job.bytes);
+        Some(job)
     }
 }
 

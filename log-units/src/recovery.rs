@@ -111,6 +111,11 @@ impl Recovery {
 
     fn step(&mut self, result: Result<DiskDone, DiskError>) -> Result<Step, OpenError> {
         let stage = std::mem::replace(&mut self.stage, Stage::List);
+        if let Err(DiskError::Busy(why)) = result {
+            // What was not read is not damaged.
+            let what = "opening the directory".to_owned();
+            return Err(OpenError::Disk { what, why });
+        }
         match stage {
             Stage::Rewrite => return Ok(self.finish(result)),
             Stage::Restate(slots) => {

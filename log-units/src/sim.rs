@@ -5,6 +5,7 @@
 //! [`crash`](SimDisk::crash): unsynced writes, and those still queued, are then lost, torn at sectors, or there.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 
 use bytes::Bytes;
 
@@ -28,7 +29,7 @@ pub struct SimDisk {
     random: u64,
     fail_write: Option<u64>,
     fail_sync: Option<u64>,
-    fail_reads_of: Option<FileName>,
+    fail_reads: Option<(FileName, Range<u64>, DiskError)>,
     misdirect: Option<(u64, u64)>,
     writes: u64,
     syncs: u64,
@@ -55,7 +56,7 @@ impl SimDisk {
             random: mix(seed),
             fail_write: None,
             fail_sync: None,
-            fail_reads_of: None,
+            fail_reads: None,
             misdirect: None,
             writes: 0,
             syncs: 0,
@@ -152,13 +153,13 @@ impl SimDisk {
     pub fn heal(&mut self) {
         self.fail_write = None;
         self.fail_sync = None;
-        self.fail_reads_of = None;
+        self.fail_reads = None;
         self.misdirect = None;
     }
 
-    /// Lets all reads of a file fail; `None`: none.
-    pub fn fail_reads_of(&mut self, name: Option<FileName>) {
-        self.fail_reads_of = name;
+    /// Lets all reads of a file fail that touch these bytes, in this way, until [`Self::heal`].
+    pub fn fail_reads(&mut self, name: &str, bytes: Range<u64>, how: DiskError) {
+        self.fail_reads = Some((name.to_owned(), bytes, how));
     }
 
     /// Sets the free space, now.
@@ -416,8 +417,12 @@ impl SimDisk {
     }
 
     fn read(&self, name: &str, offset: u64, len: u64) -> Result<DiskDone, DiskError> {
-        if self.fail_reads_of.as_deref() == Some(name) {
-            return Err(DiskError::Io("simulated failure of a read".to_owned()));
+        if let Some((bad, bytes, how)) = &self.fail_reads
+            && bad == name
+            && offset < bytes.end
+            && bytes.start < offset.saturating_add(len)
+        {
+            return Err(how.clone());
         }
         let file = self.files.get(name);
         let file = file.ok_or_else(|| DiskError::NotFound(name.to_owned()))?;

@@ -200,6 +200,11 @@ impl Unit {
             } => self.collect(call, epoch, after, below),
             UnitRequest::Open { layout, starts } => self.open(call, layout, starts),
             UnitRequest::Ends { epoch, streams } => self.ends(call, epoch, &streams),
+            UnitRequest::Repair {
+                epoch,
+                settled,
+                items,
+            } => self.repair(call, epoch, settled, items, body),
         }
     }
 

@@ -60,8 +60,8 @@ impl Value {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Answer(WriteAnswer),
-    /// `Durable`, once that is.
-    Wait(u64),
+    /// This, once that is durable: until then it may be taken back for want of space.
+    Wait(WriteAnswer, u64),
     /// Written, with own positions so far apart.
     New {
         stride: u64,
@@ -125,12 +125,25 @@ impl Unit {
             // A retry that writes again what fell out of the cache is rare; what does not fit comes in the next round.
             return self.begin_read(call, Purpose::Compare(request), look, ANSWER_BYTES);
         }
-        let mut answers = Vec::with_capacity(request.items.len());
+        let known = request.known;
+        self.write_all(call, request.items, |unit, position, value| {
+            unit.judge(position, value, &known)
+        });
+    }
+
+    /// Writes what is new and answers once all of it is durable.
+    fn write_all(
+        &mut self,
+        call: CallId,
+        items: Vec<(Position, Value)>,
+        judge: impl Fn(&Self, Position, &Value) -> Verdict,
+    ) {
+        let mut answers = Vec::with_capacity(items.len());
         let mut last = 0;
-        for (position, value) in request.items {
-            let answer = match self.judge(position, &value, &request.known) {
+        for (position, value) in items {
+            let answer = match judge(self, position, &value) {
                 Verdict::Answer(answer) => (answer, 0),
-                Verdict::Wait(seq) => (WriteAnswer::Durable, seq),
+                Verdict::Wait(answer, seq) => (answer, seq),
                 Verdict::New { stride } => {
                     (WriteAnswer::Durable, self.admit(position, value, stride))
                 }
@@ -146,6 +159,54 @@ impl Unit {
         }
         self.note_writes();
         self.writer.wait(last, Waiter::Write { call, answers });
+    }
+
+    /// Takes settled values back from somebody who read them at another replica (rule 11).
+    pub(crate) fn repair(
+        &mut self,
+        call: CallId,
+        epoch: Epoch,
+        settled: Position,
+        items: Vec<(Position, WireValue)>,
+        body: Bytes,
+    ) {
+        let limits = match self.check(epoch) {
+            Ok(serving) => serving.layout.limits,
+            Err(refusal) => return self.refuse(call, refusal),
+        };
+        let (items, bytes) = match parse(&items, body, &limits) {
+            Ok(parsed) => parsed,
+            Err(why) => return self.refuse(call, Refusal::Malformed { why }),
+        };
+        if let Some(refusal) = self.refusal_of_write(epoch, bytes) {
+            return self.refuse(call, refusal);
+        }
+        self.told(items.first().map(|(p, _)| *p), settled);
+        self.write_all(call, items, Self::judge_repair);
+    }
+
+    /// What is held stays, unread: replicas of a settled position are equal (rule 12).
+    fn judge_repair(&self, position: Position, value: &Value) -> Verdict {
+        let held = self.range_of(position).zip(self.serving());
+        let held = held.and_then(|(range, serving)| serving.held.get(range));
+        let Some((held, serving)) = held.zip(self.serving()) else {
+            return Verdict::Answer(WriteAnswer::NotMine);
+        };
+        if position < self.trimmed() {
+            return Verdict::Answer(WriteAnswer::Trimmed);
+        }
+        // What may still be undecided is decided by its writers, and by the next epoch.
+        let settled = position < held.settled || serving.layout.is_closed(position);
+        if !settled || matches!(value, Value::Bad) {
+            return Verdict::Answer(WriteAnswer::Refused);
+        }
+        if let Some(pending) = self.writer.pending.get(&position) {
+            return Verdict::Wait(WriteAnswer::Durable, pending.seq);
+        }
+        if !self.index.is_lost(position) && self.index.held(position).is_some() {
+            return Verdict::Answer(WriteAnswer::Durable);
+        }
+        self.judge_new(value, false, held.range.stripes)
     }
 
     fn refusal_of_write(&self, epoch: Epoch, bytes: usize) -> Option<Refusal> {
@@ -202,10 +263,7 @@ impl Unit {
             }
         };
         if let Some(pending) = self.writer.pending.get(&position) {
-            if pending.id == value.id() {
-                return Verdict::Wait(pending.seq);
-            }
-            return Verdict::Answer(WriteAnswer::Occupied);
+            return Verdict::Wait(compared(pending.id == value.id()), pending.seq);
         }
         if !self.index.is_lost(position) {
             match self.index.held(position) {

@@ -226,6 +226,16 @@ pub enum UnitRequest {
         /// Which streams.
         streams: Vec<StreamId>,
     },
+    /// Take back what you have lost of these, as another replica holds it. The sender knows that all of it is settled, so
+    /// an active head takes it, too, where it knows the same; whoever still has a value keeps that. Answered as `Write`.
+    Repair {
+        /// The epoch.
+        epoch: Epoch,
+        /// Settled mark of this chain as the sender knows it: raises the unit's.
+        settled: Position,
+        /// Positions and values, ascending.
+        items: Vec<(Position, WireValue)>,
+    },
 }
 
 /// What became of one write.

@@ -200,15 +200,16 @@ impl Appender {
     async fn settle_below(&self, part: &Part, position: Position) {
         let deadline = part.deadline();
         let call_by = self.cluster.call_deadline(deadline);
-        let mark = match settled(&self.cluster, &part.view, call_by).await {
-            Ok(mark) => mark.max(part.view.layout().start),
+        let told = match settled(&self.cluster, &part.view, call_by).await {
+            Ok(mark) => mark,
             Err(failure) => {
                 tracing::debug!(%failure, "marks not known");
                 return;
             }
         };
-        tell_settled(&self.cluster, &part.view, mark, call_by).await;
-        // What is farther above the mark heads do not fill; it comes at the next attempt.
+        tell_settled(&self.cluster, &part.view, told, call_by).await;
+        // What is closed is settled by the layout's leader. What is farther above the mark heads do not fill; it comes at the next attempt.
+        let mark = told.max(part.view.layout().start);
         let ahead = part.view.layout().limits.positions_ahead;
         let what = What::Range(mark, position.min(mark.plus(ahead).next()));
         let settled = self

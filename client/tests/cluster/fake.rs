@@ -564,6 +564,7 @@ impl Unit {
         | UnitRequest::ReadStreams { epoch, .. }
         | UnitRequest::Confirm { epoch }
         | UnitRequest::Ends { epoch, .. }
+        | UnitRequest::Repair { epoch, .. }
         | UnitRequest::Trim { epoch, .. }
         | UnitRequest::Settled { epoch, .. }) = request
         else {
@@ -573,7 +574,8 @@ impl Unit {
             return Some(Err(refusal));
         }
         Some(Ok(match request {
-            UnitRequest::Write { settled, items, .. } => {
+            UnitRequest::Write { settled, items, .. }
+            | UnitRequest::Repair { settled, items, .. } => {
                 self.settled = self.settled.max(*settled);
                 self.write(items, body)
             }

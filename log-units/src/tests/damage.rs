@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use milonga_protocol::messages::*;
-use milonga_protocol::{Epoch, Position};
+use milonga_protocol::{EncodedEntry, Epoch, Position};
 
 use super::rig::*;
 use crate::sim::SimDisk;
@@ -339,6 +339,59 @@ fn a_head_that_lost_what_is_settled_goes_on() {
     assert_eq!(rig.read_one(1, 1).0, UnitReadAnswer::Lost);
     assert_eq!(rig.hello().unwrap().serving, Epoch(1));
     rig.put(1, 4, 5);
+    // Whose value a writer brings it cannot tell any more; who read it elsewhere gives it back.
+    let lost = entry(1, 1, &[5], 40);
+    let other = rig.write_values(1, &[(1, Some(entry(1, 9, &[5], 40)))]);
+    assert!(matches!(other, Response::Refused(_)), "{other:?}");
+    assert_eq!(
+        repair(&mut rig, 3, &lost),
+        [WriteAnswer::Refused],
+        "undecided"
+    );
+    assert_eq!(repair(&mut rig, 1, &lost), [WriteAnswer::Durable]);
+    assert_eq!(repair(&mut rig, 1, &lost), [WriteAnswer::Durable], "again");
+    let mut rig = rig.restarted(24);
+    rig.seal(2);
+    rig.open_layout(layout(2, 5, 1, 2, 0, 0), Vec::new());
+    assert_eq!(rig.read_one(2, 1).1, lost.bytes());
+}
+
+/// "Pending" would say that it never was settled.
+#[test]
+fn what_is_being_repaired_is_lost_until_it_is_durable() {
+    let mut rig = damaged_head(1);
+    assert_eq!(rig.read_one(1, 1).0, UnitReadAnswer::Lost);
+    let lost = entry(1, 1, &[5], 40);
+    let repair = rig.send(repairing(1, &lost), lost.bytes().clone());
+    let read = UnitRequest::Read {
+        epoch: Epoch(1),
+        settled: Position(0),
+        positions: vec![Position(1)],
+    };
+    let read = rig.send(read, Bytes::new());
+    rig.poll();
+    assert!(!rig.replies.contains_key(&repair), "not durable yet");
+    let Response::Unit(UnitResponse::Values { answers: said, .. }) = &rig.replies[&read].0 else {
+        panic!("{:?}", rig.replies[&read]);
+    };
+    assert_eq!(said, &[UnitReadAnswer::Lost]);
+    rig.run();
+    assert_eq!(answers(&rig.replies[&repair].0), [WriteAnswer::Durable]);
+    assert_eq!(rig.read_one(1, 1).1, lost.bytes());
+}
+
+fn repair(rig: &mut Rig, position: u64, entry: &EncodedEntry) -> Vec<WriteAnswer> {
+    let request = repairing(position, entry);
+    answers(&rig.ask_with(request, entry.bytes().clone()).0)
+}
+
+fn repairing(position: u64, entry: &EncodedEntry) -> UnitRequest {
+    let len = u32::try_from(entry.len()).unwrap();
+    UnitRequest::Repair {
+        epoch: Epoch(1),
+        settled: Position::ZERO,
+        items: vec![(Position(position), WireValue::Data { len })],
+    }
 }
 
 #[test]

@@ -6,7 +6,9 @@ use milonga_protocol::{EncodedEntry, Entry, EntryId, Epoch, Position, WriterId};
 
 use super::rig::*;
 use crate::sim::SimDisk;
-use crate::{OpenError, UnitConfig};
+use crate::{DiskError, OpenError, UnitConfig};
+
+const FIRST: &str = "segment-0000000000000001.log";
 
 fn is_poisoned(response: &Response) -> bool {
     matches!(response, Response::Refused(Refusal::Poisoned { .. }))
@@ -190,13 +192,106 @@ fn an_unreadable_file_is_lost_not_unwritten() {
     config.cache_bytes = 0;
     let mut rig = Rig::on(rig.disk.kill(1), config, 6);
     rig.open_epoch(2, 100);
-    rig.disk
-        .fail_reads_of(Some("segment-0000000000000001.log".to_owned()));
+    let broken = DiskError::Io("a broken disk".to_owned());
+    rig.disk.fail_reads(FIRST, 0..u64::MAX, broken);
     assert_eq!(rig.read_one(2, 3).0, UnitReadAnswer::Lost);
     assert!(matches!(rig.read_one(2, 99).0, UnitReadAnswer::Data { .. }));
     assert_eq!(rig.fact("lost_on_read"), "1");
     let (entries, complete, _) = rig.streams(2, &[5], 3, 100);
     assert_eq!((entries[0], complete), ((3, 0), 3));
+}
+
+/// Ten entries in one segment, none in memory; where the one at `position` lies.
+fn uncached(position: u64) -> (Rig, u64) {
+    let mut rig = Rig::open(6);
+    for position in 0..10 {
+        rig.put(1, position, 5);
+    }
+    let mut config = config();
+    config.cache_bytes = 0;
+    let mut rig = Rig::on(rig.disk.kill(1), config, 6);
+    rig.open_epoch(2, 10);
+    let entry = entry(position, position, &[5], 40);
+    let files = rig.disk.files();
+    let (_, bytes) = files.iter().find(|f| f.0 == FIRST).unwrap();
+    let mut windows = bytes.windows(entry.len());
+    let at = windows.position(|w| w == &entry.bytes()[..]).unwrap();
+    (rig, at as u64)
+}
+
+#[test]
+fn a_bad_sector_costs_its_entry_and_no_neighbour() {
+    let (mut rig, at) = uncached(4);
+    let broken = DiskError::Io("a bad sector".to_owned());
+    rig.disk.fail_reads(FIRST, at..at + 8, broken);
+    let all: Vec<u64> = (0..10).collect();
+    let Response::Unit(UnitResponse::Values { answers, .. }) = rig.read_full(2, &all).0 else {
+        panic!("no values");
+    };
+    let lost = |answer: &UnitReadAnswer| *answer == UnitReadAnswer::Lost;
+    assert_eq!(answers.len(), 10);
+    assert_eq!(answers.iter().position(lost), Some(4));
+    assert_eq!(rig.fact("lost_on_read"), "1");
+}
+
+/// A process without descriptors or memory has not looked at the disk.
+#[test]
+fn what_cannot_be_read_now_is_not_lost() {
+    let (mut rig, _) = uncached(4);
+    let busy = DiskError::Busy("too many open files".to_owned());
+    rig.disk.fail_reads(FIRST, 0..u64::MAX, busy.clone());
+    let read = UnitRequest::Read {
+        epoch: Epoch(2),
+        settled: Position(0),
+        positions: vec![Position(4)],
+    };
+    let answer = rig.ask(read);
+    let Response::Refused(Refusal::Busy { what }) = &answer else {
+        panic!("{answer:?}");
+    };
+    assert!(what.contains("too many open files"), "{what}");
+    rig.disk.heal();
+    assert!(matches!(rig.read_one(2, 4).0, UnitReadAnswer::Data { .. }));
+    assert_eq!(rig.fact("lost_on_read"), "0");
+
+    // Nor does a start take for damage what it could not read.
+    let mut disk = rig.disk.kill(2);
+    disk.fail_reads(FIRST, 0..u64::MAX, busy);
+    let mut failed = Rig::on(disk, config(), 7);
+    assert!(matches!(failed.hello(), Err(OpenError::Disk { .. })));
+    failed.disk.heal();
+    let mut rig = Rig::on(failed.disk.kill(3), config(), 8);
+    rig.open_epoch(3, 10);
+    assert!(matches!(rig.read_one(3, 4).0, UnitReadAnswer::Data { .. }));
+}
+
+/// Else a writer would be told that its value never will be there, and it could come after all.
+#[test]
+fn nobody_has_lost_against_junk_that_is_taken_back() {
+    let mut rig = Rig::open(4);
+    rig.put(1, 0, 5);
+    rig.disk.set_free(0);
+    rig.pass(1_100);
+    let mut next = 1;
+    while answers(&rig.write_values(1, &[(next, Some(reserved(next)))])) == [WriteAnswer::Durable] {
+        next += 1;
+    }
+    // Junk is smaller.
+    while !rig.fill(1, next, next + 1).is_empty() {
+        next += 1;
+    }
+    let late = reserved(next);
+    let fill = UnitRequest::Fill {
+        epoch: Epoch(1),
+        from: Position(next),
+        to: Position(next + 1),
+    };
+    rig.send(fill, Bytes::new());
+    let (request, body) = write(1, &[(next, Some(late))]);
+    let call = rig.send(request, body);
+    rig.run();
+    assert_eq!(rig.read_one(1, next).0, UnitReadAnswer::Unwritten);
+    assert_eq!(answers(&rig.replies[&call].0), [WriteAnswer::Full]);
 }
 
 /// An operator gives up what the active segment holds and cannot read.

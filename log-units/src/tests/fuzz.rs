@@ -169,10 +169,18 @@ fn request(draw: &mut Draw) -> (UnitRequest, Bytes) {
                 _ => u32::try_from(entry.len()).unwrap(),
             };
             let items = vec![(at, WireValue::Data { len }), (from, WireValue::Junk)];
-            UnitRequest::Write {
-                epoch,
-                settled,
-                items,
+            if draw.below(4) == 0 {
+                UnitRequest::Repair {
+                    epoch,
+                    settled,
+                    items,
+                }
+            } else {
+                UnitRequest::Write {
+                    epoch,
+                    settled,
+                    items,
+                }
             }
         }
         2 => UnitRequest::Fill { epoch, from, to },

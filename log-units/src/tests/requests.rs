@@ -133,9 +133,12 @@ fn a_head_arbitrates() {
         panic!("a read of what is in memory is answered at once");
     };
     assert_eq!(read, &[UnitReadAnswer::Pending]);
-    assert_eq!(answers(&rig.replies[&lost].0), [Occupied]);
-    assert!(!rig.replies.contains_key(&first) && !rig.replies.contains_key(&again));
+    // What is not durable may be taken back for want of space: nobody has lost before it is.
+    for call in [first, again, lost] {
+        assert!(!rig.replies.contains_key(&call));
+    }
     rig.run();
+    assert_eq!(answers(&rig.replies[&lost].0), [Occupied]);
     assert_eq!(answers(&rig.replies[&first].0), [Durable]);
     assert_eq!(answers(&rig.replies[&again].0), [Durable]);
     assert_eq!(rig.read_one(1, 3).1, mine.bytes());

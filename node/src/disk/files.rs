@@ -12,6 +12,7 @@ use milonga_log_units::{DiskDone, DiskError, DiskOp, FileName};
 
 use milonga_protocol::sync::atomic::{AtomicBool, Ordering};
 use milonga_protocol::sync::{Mutex, MutexGuard};
+use rustix::io::Errno;
 
 use crate::lock::{DirectoryError, LOCK_FILE};
 
@@ -228,9 +229,16 @@ impl Files {
         match error.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => DiskError::Full,
             ErrorKind::NotFound => DiskError::NotFound(name.clone()),
-            _ => {
+            kind => {
                 let path = self.directory.join(name);
-                DiskError::Io(format!("cannot {what} {}: {error}", path.display()))
+                let why = format!("cannot {what} {}: {error}", path.display());
+                let lacking = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS];
+                let lacks = Errno::from_io_error(error).is_some_and(|e| lacking.contains(&e));
+                if lacks || matches!(kind, ErrorKind::OutOfMemory | ErrorKind::Interrupted) {
+                    DiskError::Busy(why)
+                } else {
+                    DiskError::Io(why)
+                }
             }
         }
     }
@@ -259,7 +267,7 @@ fn write_all(file: &File, offset: u64, data: &[Bytes], written: &mut u64) -> io:
                 *written += more as u64;
                 IoSlice::advance_slices(&mut rest, more);
             }
-            Err(rustix::io::Errno::INTR) => {}
+            Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     }

@@ -72,7 +72,8 @@ impl Exchange {
                 | UnitRequest::Confirm { epoch }
                 | UnitRequest::Trim { epoch, .. }
                 | UnitRequest::Settled { epoch, .. }
-                | UnitRequest::Ends { epoch, .. },
+                | UnitRequest::Ends { epoch, .. }
+                | UnitRequest::Repair { epoch, .. },
             )
             | Request::Sequencer(
                 SequencerRequest::Tokens { epoch, .. }
@@ -238,17 +239,6 @@ impl Wire {
         let (_, layout) = self.layouts.last_key_value()?;
         let tail = layout.chain(position).last()?;
         (!layout.is_closed(position)).then(|| &layout.unit(*tail).name)
-    }
-
-    /// Whether `server` arbitrates `position` in the newest epoch: what is damaged there waits for the next one (rule 11).
-    #[must_use]
-    pub fn is_active_head(&self, server: &ServerName, position: Position) -> bool {
-        self.layouts
-            .last_key_value()
-            .is_some_and(|(epoch, layout)| {
-                let place = self.place(*epoch, server, position);
-                position >= layout.start && place.is_some_and(|(place, _)| place == 0)
-            })
     }
 
     /// Whether what was written at `position` in `epoch` is void in an epoch known by now (rule 1).

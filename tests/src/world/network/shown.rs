@@ -99,7 +99,10 @@ pub(super) fn shown(
             });
             show(listed, How::Listed)
         }
-        (UnitRequest::Write { items, .. }, UnitResponse::Written { answers, .. }) => {
+        (
+            UnitRequest::Write { items, .. } | UnitRequest::Repair { items, .. },
+            UnitResponse::Written { answers, .. },
+        ) => {
             let mut body = body_of(sent);
             let values = items
                 .iter()

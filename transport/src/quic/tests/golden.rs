@@ -23,21 +23,24 @@ fn parts(bytes: &'static [u8]) -> (Prefix, Message) {
     (prefix, message)
 }
 
-/// Version 2 changed the sequencer's bootstrap and the seal's report: a peer of version 1 is told so.
+/// Version 2 changed the sequencer's bootstrap and the seal's report, version 3 brought repairs: older peers are told so.
 #[test]
-fn frames_of_version_1_are_refused_by_their_version() {
-    for golden in [
-        &include_bytes!("../../../golden/frame-v1.bin")[..],
-        &include_bytes!("../../../golden/handshake-v1.bin")[..],
+fn older_frames_are_refused_by_their_version() {
+    for (version, golden) in [
+        (1, &include_bytes!("../../../golden/frame-v1.bin")[..]),
+        (1, &include_bytes!("../../../golden/handshake-v1.bin")[..]),
+        (2, &include_bytes!("../../../golden/frame-v2.bin")[..]),
+        (2, &include_bytes!("../../../golden/handshake-v2.bin")[..]),
     ] {
         let prefix = golden.first_chunk::<PREFIX_BYTES>().expect("a prefix");
-        assert_eq!(Prefix::read(prefix).unwrap_err(), FrameError::Version(1));
+        let error = Prefix::read(prefix).unwrap_err();
+        assert_eq!(error, FrameError::Version(version));
     }
 }
 
 #[test]
-fn a_frame_of_version_2() {
-    let golden = include_bytes!("../../../golden/frame-v2.bin");
+fn a_frame_of_version_3() {
+    let golden = include_bytes!("../../../golden/frame-v3.bin");
     let request = Request::Unit(UnitRequest::Read {
         epoch: Epoch(7),
         settled: Position(1_000),
@@ -57,10 +60,10 @@ fn a_frame_of_version_2() {
 }
 
 #[test]
-fn a_handshake_of_version_2() {
-    let golden = include_bytes!("../../../golden/handshake-v2.bin");
+fn a_handshake_of_version_3() {
+    let golden = include_bytes!("../../../golden/handshake-v3.bin");
     let handshake = Handshake {
-        version: 2,
+        version: 3,
         cluster: Some(ClusterId(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff)),
         name: "unit-1a".into(),
         incarnation: Incarnation(42),
