@@ -11,6 +11,7 @@
 //! seed: the same bytes in every process. `docs/decisions/0008-the-seeded-world.md` says why it is built like this.
 
 mod agenda;
+mod clients;
 mod cluster;
 mod disk;
 mod executor;

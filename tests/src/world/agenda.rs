@@ -6,12 +6,12 @@ use std::time::Duration;
 use milonga_log_units::sim::SimDisk;
 use milonga_protocol::ServerName;
 
+use crate::world::clients::Clients;
 use crate::world::cluster::Cluster;
 use crate::world::disk::End;
 use crate::world::executor::{Executor, ProcessId};
 use crate::world::network::WorldNetwork;
 use crate::world::plan::{Fault, FaultKind, Plan};
-use crate::world::run::Clients;
 use crate::world::trace::Moment;
 
 /// What is to be done, by time.

@@ -7,6 +7,7 @@
 
 mod call;
 mod datagrams;
+mod delivery;
 mod exchange;
 mod model;
 mod observed;
@@ -17,30 +18,24 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::{Bytes, BytesMut};
-use milonga_protocol::frame::{self, FrameKind, Message, PREFIX_BYTES, Prefix};
-use milonga_protocol::messages::{Request, SequencerRequest, UnitRequest};
+use milonga_protocol::frame::{FrameKind, Message};
 use milonga_protocol::{ServerName, SharedEnv};
-use milonga_transport::{CallError, Caller, Peer, Reply, Role, Service, SharedNetwork};
+use milonga_transport::{CallError, Caller, Peer, Role, Service, SharedNetwork};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::world::executor::{Executor, ProcessId};
-use crate::world::journal::{Journal, Observed};
+use crate::world::journal::Journal;
 use crate::world::rng::Rng;
 use crate::world::trace::Moment;
-use call::{Endpoint, Ticket};
+use call::Endpoint;
 use datagrams::Bound;
 pub(crate) use datagrams::Inbox;
+use delivery::{Delivery, decode, encode};
 pub use exchange::{Exchange, Wire};
 pub use model::NetworkPlan;
 use model::{Fate, Model};
 pub use observed::{Direction, Letter};
 pub use shown::{How, Said, Shown};
-
-/// Of a million requests that any leader may repeat, so many are.
-const ECHOES: u32 = 100_000;
-/// Typical nanoseconds until then.
-const ECHO_AFTER: u64 = 200_000_000;
 
 /// All links of the world; clones share them.
 #[derive(Clone)]
@@ -85,75 +80,6 @@ struct Held {
     to: ServerName,
     process: ProcessId,
     deliver: Box<dyn FnOnce() + Send>,
-}
-
-/// A request on its way.
-struct Delivery {
-    net: Arc<Net>,
-    letter: Letter,
-    frame: Bytes,
-    from: Arc<Caller>,
-    caller: ProcessId,
-    server: ProcessId,
-    service: Arc<dyn Service>,
-    room: OwnedSemaphorePermit,
-}
-
-impl State {
-    /// Whether `request` is repeated, as what call, and when.
-    fn echo(&mut self, now: Moment, request: &Message) -> Option<(u64, Moment)> {
-        let repeatable = matches!(
-            Request::decode(request),
-            Ok(Request::Sequencer(SequencerRequest::Bootstrap(_))
-                | Request::Unit(UnitRequest::Open { .. } | UnitRequest::Settled { .. }))
-        );
-        if !repeatable || !self.echoes.happens(ECHOES) {
-            return None;
-        }
-        self.next_call += 1;
-        let late = self.echoes.long_tailed(ECHO_AFTER);
-        Some((self.next_call, now.plus(late)))
-    }
-}
-
-impl Delivery {
-    /// The same request as another call.
-    fn again(&self, number: u64, request: &Message) -> Self {
-        let letter = Letter {
-            call: number,
-            ..self.letter.clone()
-        };
-        let room = Arc::new(Semaphore::new(1)).try_acquire_owned();
-        Self {
-            net: Arc::clone(&self.net),
-            letter,
-            frame: encode(number, FrameKind::Request, request),
-            from: Arc::clone(&self.from),
-            caller: self.caller,
-            server: self.server,
-            service: Arc::clone(&self.service),
-            room: room.expect("a room of its own"),
-        }
-    }
-
-    /// Hands the request to the service, with a way back.
-    fn carry_out(self) {
-        let at = self.net.executor.now();
-        let ticket = Ticket {
-            net: Arc::clone(&self.net),
-            number: self.letter.call,
-            caller: self.caller,
-            server: self.server,
-            from: self.letter.to.clone(),
-            to: self.letter.from.clone(),
-            answered: false,
-            _room: self.room,
-        };
-        let letter = Letter { at, ..self.letter };
-        self.net.journal.push(Observed::Letter(letter));
-        let reply = Reply::new(move |response| ticket.answer(response));
-        self.service.handle(&self.from, decode(self.frame), reply);
-    }
 }
 
 /// A call that has begun.
@@ -345,7 +271,7 @@ impl Net {
             };
         };
         let fate = state.model.draw(now, &from.name, &to.name, false);
-        let echo = state.echo(now, request);
+        let echo = state.echo(now, from, request);
         drop(state);
         let link = (&from.name, &to.name);
         let letter = Letter::new(now, number, link, Direction::Request, request);
@@ -426,24 +352,5 @@ impl Net {
             let why = why.to_owned();
             self.complete_at(number, caller, at, Err(CallError::Dropped { peer, why }));
         }
-    }
-}
-
-/// The bytes of a frame.
-fn encode(number: u64, kind: FrameKind, message: &Message) -> Bytes {
-    let mut out = BytesMut::new();
-    frame::write(&mut out, kind, number, message).expect("sizes were checked");
-    out.freeze()
-}
-
-/// What arrives, cut out of the frame as a transport does it.
-fn decode(mut frame: Bytes) -> Message {
-    let prefix = frame.split_to(PREFIX_BYTES);
-    let prefix = Prefix::read(prefix[..].try_into().expect("a whole prefix"));
-    let prefix = prefix.expect("a frame survives its codec");
-    let header = frame.split_to(prefix.header_len);
-    Message {
-        header,
-        body: frame,
     }
 }
