@@ -331,7 +331,16 @@ impl Cluster {
         deadline: Time,
     ) -> Result<SequencerResponse, Failure> {
         let message = Request::Sequencer(request).into_message(Bytes::new());
-        match call(&self.network, view.sequencer(), message, deadline).await? {
+        let answer = call(&self.network, view.sequencer(), message, deadline);
+        // Who waits for a sequencer that died learns of its successor by the layout.
+        let answer = tokio::select! {
+            biased;
+            answer = answer => answer?,
+            true = self.newer_than(view.epoch(), deadline) => {
+                return Err(Failure::Superseded { server: view.sequencer().name.clone() });
+            }
+        };
+        match answer {
             (Response::Sequencer(response), _) => Ok(response),
             _ => Err(garbage(view.sequencer(), "an answer of another role")),
         }

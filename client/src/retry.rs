@@ -28,6 +28,9 @@ pub(crate) enum Failure {
         server: ServerName,
         why: &'static str,
     },
+    /// A newer layout came before the answer; the request may have been served.
+    #[error("{server} had not answered when a newer layout came")]
+    Superseded { server: ServerName },
 }
 
 /// What a failure calls for.
@@ -56,6 +59,7 @@ impl Failure {
                 Refusal::NotAllowed { .. } | Refusal::Malformed { .. } => Remedy::GiveUp,
             },
             Self::Call { error, .. } if !error.is_retryable() => Remedy::GiveUp,
+            Self::Superseded { .. } => Remedy::NewLayout,
             Self::Call { .. } | Self::Garbage { .. } => Remedy::TryAgain,
         }
     }
@@ -66,7 +70,7 @@ impl Failure {
             // A write that failed may have left its bytes: a restarted unit can find and report them.
             Self::Refused { refusal, .. } => matches!(refusal, Refusal::Poisoned { .. }),
             Self::Call { error, .. } => error.may_have_been_served(),
-            Self::Garbage { .. } => true,
+            Self::Garbage { .. } | Self::Superseded { .. } => true,
         }
     }
 
@@ -85,7 +89,8 @@ impl Failure {
         match self {
             Self::Refused { server, .. }
             | Self::Call { server, .. }
-            | Self::Garbage { server, .. } => server,
+            | Self::Garbage { server, .. }
+            | Self::Superseded { server } => server,
         }
     }
 
@@ -95,6 +100,7 @@ impl Failure {
             Self::Refused { refusal, .. } => refusal.to_string(),
             Self::Call { error, .. } => error.to_string(),
             Self::Garbage { why, .. } => (*why).to_owned(),
+            Self::Superseded { .. } => self.to_string(),
         }
     }
 

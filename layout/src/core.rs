@@ -18,6 +18,7 @@ use crate::history::{History, StoreChange};
 use crate::phase::{Errand, Phase, Runs};
 use crate::plan::{ClusterPlan, PlanError};
 use crate::store::StoreError;
+use crate::suspicion;
 
 /// A unit that says so again after this long really serves nothing (and its hello is not an old one, overtaken).
 const NOT_SERVING_FOR: Duration = Duration::from_millis(500);
@@ -39,6 +40,10 @@ pub struct LayoutCore {
     pub(crate) units: Vec<ServerName>,
     pub(crate) now: Time,
     pub(crate) heard: Heard,
+    /// When this core was started.
+    pub(crate) started: Time,
+    /// The sequencer of the epoch that is current or being made.
+    pub(crate) sequencer: ServerName,
     pub(crate) phase: Phase,
     pub(crate) courier: Courier<Errand>,
     /// Runs that the current epoch was opened with.
@@ -77,6 +82,13 @@ impl LayoutCore {
             Some(_) => "the layout server was started",
             None => "the cluster is new",
         };
+        let sequencer = match history.current() {
+            // Unless the configuration does not name it any more.
+            Some(Layout { sequencer, .. }) if plan.sequencers().any(|s| *s == sequencer.name) => {
+                sequencer.name.clone()
+            }
+            _ => plan.sequencer.clone(),
+        };
         Ok(Self {
             plan,
             history,
@@ -84,6 +96,8 @@ impl LayoutCore {
             units,
             now,
             heard: Heard::default(),
+            started: now,
+            sequencer,
             phase: Phase::Gather {
                 cause: cause.into(),
                 since: now,
@@ -103,7 +117,7 @@ impl LayoutCore {
 
     /// Takes a request; the answer comes as an effect, for `Get` perhaps later.
     pub fn handle(&mut self, now: Time, call: CallId, request: LayoutRequest) {
-        self.now = self.now.max(now);
+        self.pass(now);
         match request {
             LayoutRequest::Hello(hello) => {
                 if let Some(why) = self.unlisted(&hello) {
@@ -130,7 +144,7 @@ impl LayoutCore {
 
     /// Takes the outcome of a `Send`. Unknown ids, also those of abandoned attempts, are ignored.
     pub fn handle_reply(&mut self, now: Time, send: SendId, outcome: SendOutcome) {
-        self.now = self.now.max(now);
+        self.pass(now);
         let Some((errand, tries)) = self.courier.back(send) else {
             return;
         };
@@ -148,7 +162,7 @@ impl LayoutCore {
 
     /// Takes the outcome of a `Store`.
     pub fn stored(&mut self, now: Time, store: StoreId, outcome: Result<(), StoreError>) {
-        self.now = self.now.max(now);
+        self.pass(now);
         let Some((id, change)) = self.storing.take() else {
             return;
         };
@@ -170,7 +184,7 @@ impl LayoutCore {
 
     /// Does what is due.
     pub fn handle_time(&mut self, now: Time) {
-        self.now = self.now.max(now);
+        self.pass(now);
         for call in self.gets.expired(self.now) {
             self.answer_get(call, Epoch(u64::MAX));
         }
@@ -182,6 +196,7 @@ impl LayoutCore {
             Phase::Settle(_) => self.settle_time(),
             _ => {}
         }
+        self.suspect();
     }
 
     /// When [`Self::handle_time`] has something to do.
@@ -192,7 +207,12 @@ impl LayoutCore {
             Phase::Settle(settling) => settling.retry_at,
             _ => None,
         };
-        let times = [phase, self.courier.next_time(), self.gets.next_time()];
+        let times = [
+            phase,
+            self.courier.next_time(),
+            self.gets.next_time(),
+            self.suspect_at(),
+        ];
         times.into_iter().flatten().min()
     }
 
@@ -308,6 +328,13 @@ impl LayoutCore {
         self.try_to_begin();
     }
 
+    fn pass(&mut self, now: Time) {
+        if now.since(self.now) > suspicion::NOT_LISTENING {
+            self.heard.excuse(now);
+        }
+        self.now = self.now.max(now);
+    }
+
     // --------------------------------------------------------------------------------------------- hellos
 
     /// A unit that no chain names would wait for ever: it is told so.
@@ -323,13 +350,15 @@ impl LayoutCore {
 
     fn hear(&mut self, hello: Hello) {
         let name = hello.name.clone();
-        if name != self.plan.sequencer && !self.units.contains(&name) {
+        let listed = self.units.contains(&name);
+        if !listed && self.plan.sequencers().all(|sequencer| *sequencer != name) {
             return;
         }
         let new = self.heard.hear(self.now, hello);
+        let takes_part = listed || name == self.sequencer;
         match &self.phase {
             Phase::Gather { .. } => self.try_to_begin(),
-            Phase::Seal(_) | Phase::Collect(_) if new => {
+            Phase::Seal(_) | Phase::Collect(_) if new && takes_part => {
                 // It has sealed itself, and may report something else: all is asked again, for the same epoch.
                 self.gather(format!("{name} was started"));
             }

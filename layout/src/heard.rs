@@ -16,6 +16,8 @@ pub(crate) struct Heard {
     servers: BTreeMap<ServerName, Server>,
     /// When a new run was last heard of.
     last_new: Time,
+    /// Silence before this moment is nobody's fault: this process did not listen.
+    excused: Time,
 }
 
 #[derive(Debug)]
@@ -50,6 +52,17 @@ impl Heard {
     pub(crate) fn fresh(&self, now: Time, name: &ServerName) -> Option<&Hello> {
         let server = self.servers.get(name)?;
         (now.since(server.at) < FRESH).then_some(&server.hello)
+    }
+
+    /// This process was not listening until `now`: whoever was silent is excused.
+    pub(crate) fn excuse(&mut self, now: Time) {
+        self.excused = now;
+    }
+
+    /// Since when nothing was heard of `name`, as far as that is its fault; `None` if it never said hello.
+    pub(crate) fn silent_since(&self, name: &ServerName) -> Option<Time> {
+        let server = self.servers.get(name)?;
+        Some(server.at.max(self.excused))
     }
 
     pub(crate) fn run(&self, name: &ServerName) -> Option<Incarnation> {

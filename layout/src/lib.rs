@@ -34,6 +34,7 @@ mod reconfigure;
 mod samples;
 mod settling;
 mod store;
+mod suspicion;
 mod tails;
 mod words;
 

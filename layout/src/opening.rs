@@ -55,7 +55,7 @@ impl LayoutCore {
         for name in self.units.clone() {
             self.heard_while_opening(&name, false);
         }
-        let sequencer = self.plan.sequencer.clone();
+        let sequencer = self.sequencer.clone();
         self.heard_while_opening(&sequencer, false);
     }
 
@@ -202,9 +202,7 @@ impl LayoutCore {
             | Errand::Collect(unit)
             | Errand::Open(unit)
             | Errand::Settled(unit) => self.unit_name(*unit).clone(),
-            Errand::SealSequencer | Errand::Bootstrap | Errand::Settle(_) => {
-                self.plan.sequencer.clone()
-            }
+            Errand::SealSequencer | Errand::Bootstrap | Errand::Settle(_) => self.sequencer.clone(),
         }
     }
 
@@ -246,7 +244,7 @@ impl LayoutCore {
         self.settle(settle_from);
         // What was said while the store worked was not looked at.
         let mut names = self.units.clone();
-        names.push(self.plan.sequencer.clone());
+        names.push(self.sequencer.clone());
         for name in names {
             if let Some(cause) = self.over(&name) {
                 return self.gather(cause);

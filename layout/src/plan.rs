@@ -11,8 +11,10 @@ use milonga_protocol::{Layout, Limits, ServerName, UnitIndex};
 pub struct ClusterPlan {
     /// The chains, each from head to tail.
     pub units: Vec<Vec<ServerName>>,
-    /// The process that is the sequencer.
+    /// The process that is the sequencer when the cluster is made.
     pub sequencer: ServerName,
+    /// Processes that may become the sequencer when the present one falls silent, in order of preference.
+    pub spare_sequencers: Vec<ServerName>,
     /// Limits for the first layout; later they come from the layout.
     pub limits: Limits,
     /// What stands for a lease. With [`Lease::DirectoryLock`] all servers are one process, so that nothing else can
@@ -30,6 +32,12 @@ pub enum PlanError {
     /// One name, two places.
     #[error("the configuration names {name} twice as a log unit; each unit belongs to one chain")]
     Twice {
+        /// The name.
+        name: ServerName,
+    },
+    /// One process, twice a sequencer.
+    #[error("the configuration names {name} twice as a sequencer; name each process once")]
+    SequencerTwice {
         /// The name.
         name: ServerName,
     },
@@ -66,9 +74,22 @@ impl ClusterPlan {
         Self {
             units,
             sequencer,
+            spare_sequencers: Vec::new(),
             limits,
             lease,
         }
+    }
+
+    /// The plan with these spare sequencers.
+    #[must_use]
+    pub fn with_spare_sequencers(mut self, names: Vec<ServerName>) -> Self {
+        self.spare_sequencers = names;
+        self
+    }
+
+    /// All processes that may be the sequencer, the most preferred first.
+    pub fn sequencers(&self) -> impl Iterator<Item = &ServerName> {
+        std::iter::once(&self.sequencer).chain(&self.spare_sequencers)
     }
 
     /// Names of all units, chain by chain, head first: the order of the first layout's units.
@@ -96,6 +117,11 @@ impl ClusterPlan {
         if let Some(name) = self.unit_names().find(|name| !seen.insert(*name)) {
             let name = name.clone();
             return Err(PlanError::Twice { name });
+        }
+        let mut seen = BTreeSet::new();
+        if let Some(name) = self.sequencers().find(|name| !seen.insert(*name)) {
+            let name = name.clone();
+            return Err(PlanError::SequencerTwice { name });
         }
         let Some(layout) = current else {
             return Ok(());
@@ -159,6 +185,12 @@ mod tests {
     fn impossible_plans_are_refused() {
         assert_eq!(plan(&[]).check(None), Err(PlanError::NoUnits));
         assert_eq!(plan(&[&["a"], &[]]).check(None), Err(PlanError::NoUnits));
+        let doubled = plan(&[&["a"]]).with_spare_sequencers(vec!["sequencer-1".into()]);
+        let error = doubled.check(None).unwrap_err().to_string();
+        assert!(
+            error.contains("names sequencer-1 twice as a sequencer"),
+            "{error}"
+        );
         let name = "a".into();
         let twice = plan(&[&["a"], &["b", "a"]]);
         assert_eq!(twice.check(None), Err(PlanError::Twice { name }));

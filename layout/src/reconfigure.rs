@@ -29,9 +29,8 @@ impl LayoutCore {
         let mut missing: Vec<_> = units
             .filter(|name| fresh(name).is_none_or(|hello| hello.unit.is_none()))
             .collect();
-        let sequencer = &self.plan.sequencer;
-        if fresh(sequencer).is_none_or(|hello| !hello.sequencer) && !missing.contains(&sequencer) {
-            missing.push(sequencer);
+        if self.next_sequencer().is_none() && !missing.contains(&&self.sequencer) {
+            missing.push(&self.sequencer);
         }
         missing
     }
@@ -61,7 +60,14 @@ impl LayoutCore {
             Lease::DirectoryLock => Duration::ZERO,
             Lease::None => QUIET,
         };
-        Some(self.heard.last_new().max(*since).after(quiet))
+        let (_, chosen_at) = self.next_sequencer()?;
+        Some(
+            self.heard
+                .last_new()
+                .max(*since)
+                .after(quiet)
+                .max(chosen_at),
+        )
     }
 
     pub(crate) fn try_to_begin(&mut self) {
@@ -82,6 +88,9 @@ impl LayoutCore {
     // ----------------------------------------------------------------------------------------------- seal
 
     fn seal(&mut self) {
+        if let Some((sequencer, _)) = self.next_sequencer() {
+            self.sequencer = sequencer.clone();
+        }
         self.phase = Phase::Seal(Sealing {
             epoch: self.history.next_epoch(),
             reports: BTreeMap::new(),
@@ -101,7 +110,7 @@ impl LayoutCore {
             return;
         }
         let id = |name| Some(self.heard.last(name)?.unit?.id);
-        let sequencer = self.plan.sequencer.clone();
+        let sequencer = self.sequencer.clone();
         let seen = Observations {
             fresh: self.fresh,
             units: self.units.iter().filter_map(id).collect(),
@@ -214,7 +223,7 @@ impl LayoutCore {
             (Errand::SealSequencer, Phase::Seal(sealing)) => {
                 let epoch = sealing.epoch;
                 let request = SequencerRequest::Seal { epoch };
-                (&self.plan.sequencer, Request::Sequencer(request))
+                (&self.sequencer, Request::Sequencer(request))
             }
             (Errand::Collect(unit), Phase::Collect(collecting)) => {
                 let request = UnitRequest::Collect {

@@ -17,7 +17,7 @@ impl LayoutCore {
                 let silent = units.filter(|unit| !sealing.reports.contains_key(unit));
                 let mut silent: Vec<_> = silent.map(|unit| self.unit_name(unit)).collect();
                 if !sealing.sequencer {
-                    silent.push(&self.plan.sequencer);
+                    silent.push(&self.sequencer);
                 }
                 format!("sealing for epoch {epoch}: waiting for {}", list(&silent))
             }
@@ -32,7 +32,7 @@ impl LayoutCore {
                 let closed = units.filter(|unit| !opening.opened.contains(unit));
                 let mut left: Vec<_> = closed.map(|unit| self.unit_name(unit)).collect();
                 if opening.page.is_some() {
-                    left.push(&self.plan.sequencer);
+                    left.push(&self.sequencer);
                 }
                 let epoch = self.history.epoch();
                 format!("opening epoch {epoch}: waiting for {}", list(&left))

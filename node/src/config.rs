@@ -119,6 +119,9 @@ pub struct LayoutSettings {
     pub chains: Vec<Vec<String>>,
     /// The sequencer's process.
     pub sequencer: String,
+    /// Processes with `[sequencer]` that take its place, in this order, when it has said nothing for half a second.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spare_sequencers: Vec<String>,
     /// Shared limits; those left out have their defaults.
     #[serde(default)]
     pub limits: LimitSettings,
@@ -131,6 +134,7 @@ impl LayoutSettings {
         Self {
             chains,
             sequencer: sequencer.to_owned(),
+            spare_sequencers: Vec::new(),
             limits: LimitSettings::default(),
         }
     }

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use crate::roles::UnitState;
 
 /// Between two heartbeats.
-const HEARTBEAT: Duration = Duration::from_millis(500);
+const HEARTBEAT: Duration = Duration::from_millis(100);
 /// Between two attempts while nobody hears.
 const RETRY: Duration = Duration::from_millis(100);
 /// Longest wait for an answer.

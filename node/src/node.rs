@@ -115,10 +115,12 @@ fn at_home(peer: Peer, name: &ServerName, address: &str) -> Peer {
 
 fn cluster_plan(settings: &LayoutSettings) -> ClusterPlan {
     let chain = |units: &Vec<String>| units.iter().map(ServerName::new).collect();
+    let spares = settings.spare_sequencers.iter().map(ServerName::new);
     ClusterPlan::new(
         settings.chains.iter().map(chain).collect(),
         ServerName::new(&settings.sequencer),
         settings.limits.limits(),
         Lease::None,
     )
+    .with_spare_sequencers(spares.collect())
 }

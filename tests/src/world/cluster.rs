@@ -197,7 +197,9 @@ fn server_plan(shape: &Shape, name: &ServerName) -> ServerPlan {
     let layout = || {
         let chain = |units: &Vec<String>| units.iter().map(ServerName::new).collect();
         let chains = chains.iter().map(chain).collect();
-        ClusterPlan::new(chains, "sequencer-1".into(), limits, Lease::None)
+        let plan = ClusterPlan::new(chains, "sequencer-1".into(), limits, Lease::None);
+        let spares = shape.spare_sequencer.then(|| "sequencer-2".into());
+        plan.with_spare_sequencers(spares.into_iter().collect())
     };
     let unit = || {
         let mut unit = UnitSettings::default();
@@ -209,7 +211,7 @@ fn server_plan(shape: &Shape, name: &ServerName) -> ServerPlan {
     ServerPlan {
         data: Some("data".into()),
         unit: is_unit.then(unit),
-        sequencer: name.as_str() == "sequencer-1",
+        sequencer: name.as_str().starts_with("sequencer-"),
         layout: (name.as_str() == shape.layout_server()).then(layout),
     }
 }

@@ -51,6 +51,8 @@ pub struct Shape {
     pub replicas: usize,
     /// Whether the layout is a process of its own (else it is in the sequencer's).
     pub layout_apart: bool,
+    /// Whether another process can become the sequencer.
+    pub spare_sequencer: bool,
     /// Clients.
     pub clients: usize,
     /// Bytes of a segment file.
@@ -156,7 +158,8 @@ impl Shape {
         let apart = self.layout_apart.then(|| "layout-1".to_owned());
         let units = self.chain_names().into_iter().flatten();
         let first = std::iter::once("sequencer-1".to_owned());
-        first.chain(apart).chain(units).collect()
+        let spare = self.spare_sequencer.then(|| "sequencer-2".to_owned());
+        first.chain(spare).chain(apart).chain(units).collect()
     }
 
     /// Names of the units, chain by chain, head first.
@@ -182,7 +185,7 @@ impl Shape {
 
     /// How many servers there are before the first unit.
     fn first_unit(&self) -> usize {
-        1 + usize::from(self.layout_apart)
+        1 + usize::from(self.spare_sequencer) + usize::from(self.layout_apart)
     }
 
     fn processes(&self) -> usize {
@@ -234,10 +237,14 @@ impl Plan {
 }
 
 fn draw_shape(rng: &mut Rng) -> Shape {
+    let (chains, replicas) = (*rng.pick(&[1, 2, 2, 3]), *rng.pick(&[1, 2, 2, 3]));
+    let layout_apart = rng.happens(300_000);
     Shape {
-        chains: *rng.pick(&[1, 2, 2, 3]),
-        replicas: *rng.pick(&[1, 2, 2, 3]),
-        layout_apart: rng.happens(300_000),
+        chains,
+        replicas,
+        layout_apart,
+        // In the layout's own process it would fall silent together with who notices.
+        spare_sequencer: layout_apart && rng.happens(700_000),
         clients: *rng.pick(&[2, 3, 4]),
         segment_bytes: *rng.pick(&[16 << 10, 64 << 10, 1 << 20]),
         cache_bytes: *rng.pick(&[0, 4 << 10, 1 << 20]),

@@ -1,9 +1,10 @@
-//! I6: (epoch, position) of tokens strictly increases, above everything settled.
+//! I6: (epoch, position) of a sequencer's tokens strictly increases, as do the positions of an epoch, above everything
+//! settled. A sequencer that was replaced may go on granting in its epoch: units refuse those tokens.
 
 use std::collections::BTreeMap;
 
 use milonga_protocol::messages::{Response, SequencerResponse, Token};
-use milonga_protocol::{Epoch, Position};
+use milonga_protocol::{Epoch, Position, ServerName};
 
 use crate::world::network::{Exchange, Wire};
 use crate::world::workload::{Invariant, Violation, WorldView};
@@ -11,7 +12,10 @@ use crate::world::workload::{Invariant, Violation, WorldView};
 /// See the file's head.
 #[derive(Debug, Default)]
 pub struct Tokens {
-    last: Option<(Epoch, Position)>,
+    /// The last one of each sequencer's.
+    last: BTreeMap<ServerName, (Epoch, Position)>,
+    /// The last position that was granted in each epoch.
+    granted: BTreeMap<Epoch, Position>,
     /// The highest position that the tail of a chain had, by the epoch in which it had it.
     settled: BTreeMap<Epoch, Position>,
 }
@@ -41,7 +45,7 @@ impl Tokens {
                 SequencerResponse::Tokens(tokens) | SequencerResponse::SomeTokens { tokens, .. },
             ) => {
                 let mut tokens = tokens.iter();
-                tokens.try_for_each(|token| self.token(wire, epoch, token))
+                tokens.try_for_each(|token| self.token(wire, &exchange.server, epoch, token))
             }
             _ => {
                 let values = exchange.shown.iter().filter(|shown| shown.said.is_value());
@@ -56,12 +60,21 @@ impl Tokens {
         }
     }
 
-    fn token(&mut self, wire: &Wire, epoch: Epoch, token: &Token) -> Result<(), Violation> {
+    fn token(
+        &mut self,
+        wire: &Wire,
+        server: &ServerName,
+        epoch: Epoch,
+        token: &Token,
+    ) -> Result<(), Violation> {
         let now = (epoch, token.position);
-        if let Some(last) = self.last.filter(|last| *last >= now) {
-            return Err(Violation(format!("{now:?} was granted after {last:?}")));
+        let last = self.last.insert(server.clone(), now);
+        let of_epoch = self.granted.insert(epoch, token.position);
+        let last = last.max(of_epoch.map(|position| (epoch, position)));
+        if let Some(last) = last.filter(|last| *last >= now) {
+            let text = format!("{server} granted {now:?} after {last:?}");
+            return Err(Violation(text));
         }
-        self.last = Some(now);
         let layout = wire.layouts.get(&epoch);
         if layout.is_none_or(|layout| layout.is_closed(token.position)) {
             let text = format!("{now:?} was granted below the start of {layout:?}");
