@@ -1,0 +1,229 @@
+//! SIGKILL and SIGSTOP of the sequencer of a real cluster: the spare takes over, and nothing acknowledged is lost.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "real servers run on a real runtime"
+)]
+
+use std::collections::BTreeMap;
+use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use milonga::{ClientConfig, Milonga};
+use milonga_client::{ClientOptions, LogClient};
+use milonga_node::{
+    LayoutSettings, ProcessConfig, SequencerSettings, ServerAddress, TlsPaths, UnitSettings,
+};
+use milonga_protocol::{Incarnation, ServerName, SharedEnv};
+use milonga_transport::{Identity, QuicNetwork, Role, TokioEnv, certs};
+
+const CHILD: &str = env!("CARGO_BIN_EXE_child");
+const NAMES: [&str; 5] = [
+    "layout-1",
+    "sequencer-1",
+    "sequencer-2",
+    "unit-1a",
+    "unit-1b",
+];
+
+/// A layout server, two sequencers and one chain of two units, as processes.
+struct Cluster {
+    dir: PathBuf,
+    layout_at: String,
+    running: BTreeMap<&'static str, Child>,
+}
+
+impl Cluster {
+    fn start(dir: &Path) -> Self {
+        let certificates = dir.join("certs");
+        certs::make_ca(&certificates).expect("an authority");
+        let client = ServerName::new("client");
+        certs::make_leaf(&certificates, &client, Role::Client).expect("a certificate");
+        let sockets: Vec<_> = (NAMES.iter())
+            .map(|_| UdpSocket::bind("127.0.0.1:0").expect("a port"))
+            .collect();
+        let addresses = sockets.iter().map(|s| s.local_addr().expect("bound"));
+        let addresses: Vec<_> = addresses.collect();
+        drop(sockets);
+        let layout_at = addresses[0].to_string();
+        for (name, listen) in NAMES.iter().zip(&addresses) {
+            let server = ServerName::new(name);
+            certs::make_leaf(&certificates, &server, Role::Server).expect("a certificate");
+            let tls = TlsPaths::of(&certificates, name);
+            let mut config = ProcessConfig::new(name, *listen, tls);
+            config.data = Some(dir.join(name));
+            config.layout_servers = vec![ServerAddress::new("layout-1", &layout_at)];
+            if name.starts_with("unit-") {
+                let mut unit = UnitSettings::default();
+                unit.segment_bytes = 1 << 20;
+                config.unit = Some(unit);
+            } else if name.starts_with("sequencer-") {
+                config.sequencer = Some(SequencerSettings::default());
+            } else {
+                let chain = vec!["unit-1a".to_owned(), "unit-1b".to_owned()];
+                let mut layout = LayoutSettings::new(vec![chain], "sequencer-1");
+                layout.spare_sequencers = vec!["sequencer-2".to_owned()];
+                config.layout = Some(layout);
+            }
+            let text = toml::to_string(&config).expect("plain");
+            std::fs::write(dir.join(format!("{name}.toml")), text).expect("writable");
+        }
+        let mut cluster = Self {
+            dir: dir.to_owned(),
+            layout_at: layout_at.clone(),
+            running: BTreeMap::new(),
+        };
+        NAMES.iter().for_each(|name| cluster.spawn(name));
+        std::fs::write(
+            dir.join("client.toml"),
+            toml::to_string(&ClientConfig::new(
+                &certificates,
+                "client",
+                [("layout-1", layout_at.as_str())],
+            ))
+            .expect("plain"),
+        )
+        .expect("writable");
+        cluster
+    }
+
+    fn spawn(&mut self, name: &'static str) {
+        let child = Command::new(CHILD)
+            .args(["server", "serve", "--config"])
+            .arg(self.dir.join(format!("{name}.toml")))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("starts");
+        self.running.insert(name, child);
+    }
+
+    fn kill(&mut self, name: &str) {
+        let mut child = self.running.remove(name).expect("runs");
+        child.kill().expect("killed");
+        child.wait().expect("dead");
+    }
+
+    fn signal(&self, name: &str, signal: &str) {
+        let pid = self.running[name].id().to_string();
+        let status = Command::new("kill").args([signal, &pid]).status();
+        assert!(status.expect("kill runs").success());
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for child in self.running.values_mut() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// A client of the log alone, to see the layout by.
+async fn log_client(certificates: &Path, layout_at: &str) -> Arc<LogClient> {
+    let name = ServerName::new("client");
+    let env: SharedEnv = TokioEnv::new();
+    let tls = certs::read_tls(certificates, &name).expect("just made");
+    let identity = Identity::new(name, Incarnation(env.random_id()));
+    let network = QuicNetwork::client(Arc::clone(&env), &tls, identity);
+    let layout = vec![ServerAddress::new("layout-1", layout_at).peer()];
+    let client = LogClient::connect(env, network, layout, ClientOptions::default());
+    client.await.expect("connects")
+}
+
+async fn sleep(ms: u64) {
+    tokio::time::sleep(Duration::from_millis(ms)).await;
+}
+
+/// What writers did so far.
+#[derive(Default)]
+struct Acked {
+    keys: BTreeMap<String, u64>,
+    last: Option<Instant>,
+    longest: Duration,
+}
+
+impl Acked {
+    fn note(&mut self, key: String, n: u64) {
+        let pause = self.last.replace(Instant::now()).map(|last| last.elapsed());
+        self.longest = self.longest.max(pause.unwrap_or_default());
+        self.keys.insert(key, n);
+    }
+}
+
+fn lock(acked: &Mutex<Acked>) -> std::sync::MutexGuard<'_, Acked> {
+    acked.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits until `name` is the sequencer and a hundred updates were acknowledged since; the longest pause between two.
+async fn goes_on_with(log: &LogClient, name: &str, acked: &Mutex<Acked>) -> Duration {
+    let give_up = Instant::now() + Duration::from_secs(20);
+    let (mut before, mut began) = (0, false);
+    loop {
+        sleep(20).await;
+        let count = lock(acked).keys.len();
+        let sequencer = log.layout().layout.sequencer.name.clone();
+        if !began && sequencer.as_str() == name {
+            (before, began) = (count, true);
+        }
+        if began && count > before + 100 {
+            return std::mem::take(&mut lock(acked).longest);
+        }
+        assert!(
+            Instant::now() < give_up,
+            "{sequencer} is the sequencer, not {name}, or nothing is appended"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_spare_sequencer_takes_over_and_nothing_acknowledged_is_lost() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let mut cluster = Cluster::start(dir.path());
+    let config = ClientConfig::read(dir.path().join("client.toml")).expect("just written");
+    let milonga = Milonga::connect(config).await.expect("connects");
+    let map = milonga.map::<String, u64>("kept").await.expect("opens");
+    let log = log_client(&dir.path().join("certs"), &cluster.layout_at).await;
+    let (acked, stop) = (Arc::<Mutex<Acked>>::default(), Arc::<AtomicBool>::default());
+    let writers: Vec<_> = (0..4_u64)
+        .map(|writer| {
+            let (map, acked, stop) = (map.clone(), Arc::clone(&acked), Arc::clone(&stop));
+            tokio::spawn(async move {
+                for n in 0_u64.. {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let key = format!("{writer}/{n}");
+                    map.insert(key.clone(), n).await.expect("goes on");
+                    lock(&acked).note(key, n);
+                }
+            })
+        })
+        .collect();
+    goes_on_with(&log, "sequencer-1", &acked).await;
+    cluster.kill("sequencer-1");
+    let killed = goes_on_with(&log, "sequencer-2", &acked).await;
+    // Who comes back is the spare now; who is stopped and goes on later is harmless.
+    cluster.spawn("sequencer-1");
+    sleep(500).await;
+    cluster.signal("sequencer-2", "-STOP");
+    let stopped = goes_on_with(&log, "sequencer-1", &acked).await;
+    cluster.signal("sequencer-2", "-CONT");
+    sleep(500).await;
+    goes_on_with(&log, "sequencer-1", &acked).await;
+    println!("longest pause when killed {killed:?}, when stopped {stopped:?}");
+    stop.store(true, Ordering::Relaxed);
+    for writer in writers {
+        writer.await.expect("a writer failed");
+    }
+    let keys = std::mem::take(&mut lock(&acked).keys);
+    for (key, n) in &keys {
+        assert_eq!(map.get(key).await.expect("readable"), Some(*n), "{key}");
+    }
+    milonga.close().await.expect("closes");
+}
