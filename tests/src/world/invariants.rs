@@ -17,6 +17,7 @@ mod replicas;
 mod sealed;
 mod settled;
 mod tokens;
+mod told;
 mod trimmed;
 mod values;
 mod write_once;
@@ -40,6 +41,7 @@ pub use replicas::Replicas;
 pub use sealed::Sealed;
 pub use settled::Settled;
 pub use tokens::Tokens;
+pub use told::Told;
 pub use trimmed::Trimmed;
 pub use write_once::WriteOnce;
 
@@ -63,5 +65,6 @@ pub fn all() -> Vec<Box<dyn Invariant>> {
         Box::<Failed>::default(),
         Box::<Pointers>::default(),
         Box::<Listed>::default(),
+        Box::<Told>::default(),
     ]
 }

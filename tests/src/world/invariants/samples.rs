@@ -270,6 +270,14 @@ pub(super) fn trim(server: &str, below: u64) -> Exchange {
     )
 }
 
+/// The unit was told that everything below is settled.
+pub(super) fn settled(server: &str, below: u64) -> Exchange {
+    let below = Position(below);
+    let epoch = Epoch(1);
+    let request = Request::Unit(UnitRequest::Settled { epoch, below });
+    exchange(server, request, Response::Unit(UnitResponse::Done))
+}
+
 pub(super) fn confirmed(server: &str, trimmed: u64) -> Exchange {
     let marks = Marks {
         settled: Position(trimmed),
