@@ -17,11 +17,18 @@ use milonga_transport::{Identity, MemoryNetwork, Peer, Role, Serving, SharedNetw
 
 use crate::config::UnitSettings;
 use crate::error::NodeError;
+use crate::lock::{DirectoryError, LOCK_FILE};
 use crate::machine::LocalMachine;
-use crate::process::{ServerPlan, ServerProcess};
+use crate::process::{LAYOUT_FILE, ServerPlan, ServerProcess, UNIT_DIRECTORY};
 
 /// Name of the process that holds all roles, and its address.
 const NAME: &str = "embedded";
+/// What a directory without a log may hold: an earlier start that got no further, and what a new file system has.
+const NOTHING: [&str; 2] = [LOCK_FILE, "lost+found"];
+/// How the layout begins to say that it waits for nothing that time or another start will bring.
+const HOPELESS: [&str; 2] = ["cannot go on", "stopped"];
+/// How long the layout may take to say that nothing has changed.
+const WAIT_MS: u32 = 100;
 /// Between two looks whether the log is usable.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
@@ -68,6 +75,7 @@ impl EmbeddedNode {
         env: SharedEnv,
         options: EmbeddedOptions,
     ) -> Result<Self, NodeError> {
+        check_is_ours(directory)?;
         let name = ServerName::new(NAME);
         let network = MemoryNetwork::new(Arc::clone(&env));
         let own = network.endpoint(name.clone(), Role::Server);
@@ -103,6 +111,14 @@ impl EmbeddedNode {
         Ok(node)
     }
 
+    /// Whether `directory` holds a log, or what is left of one; an empty or absent one does not.
+    #[must_use]
+    pub fn exists(directory: &Path) -> bool {
+        [LAYOUT_FILE, UNIT_DIRECTORY]
+            .iter()
+            .any(|part| directory.join(part).exists())
+    }
+
     /// The network over which a client reaches the log; its calls go out under `name`.
     #[must_use]
     pub fn network(&self, name: ServerName) -> SharedNetwork {
@@ -133,6 +149,29 @@ impl fmt::Debug for EmbeddedNode {
     }
 }
 
+/// Leaves alone what is no log: files of somebody else's, into which a log would be mixed.
+fn check_is_ours(directory: &Path) -> Result<(), DirectoryError> {
+    let no_log = |what: String| DirectoryError::NoLog {
+        path: directory.to_owned(),
+        what,
+    };
+    if directory.exists() && !directory.is_dir() {
+        return Err(no_log("is a file, not a directory".to_owned()));
+    }
+    if EmbeddedNode::exists(directory) {
+        return Ok(());
+    }
+    // One that cannot be read, or is not there yet, is the business of who locks it.
+    let names = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    match names.find(|name| !NOTHING.contains(&name.as_str())) {
+        Some(other) => Err(no_log(format!(
+            "holds no log but other files, such as {other}"
+        ))),
+        None => Ok(()),
+    }
+}
+
 fn layout_peer() -> Peer {
     Peer {
         name: ServerName::new(NAME),
@@ -156,6 +195,9 @@ impl Opening<'_> {
                     Ok(()) => return Ok(()),
                     Err(reason) => why = reason,
                 },
+                Err(reason) if HOPELESS.iter().any(|word| reason.starts_with(word)) => {
+                    return Err(NodeError::Layout { why: reason });
+                }
                 Err(reason) => why = reason,
             }
             self.env.sleep(LOOK_AGAIN).await;
@@ -166,7 +208,7 @@ impl Opening<'_> {
     async fn published(&self) -> Result<Epoch, String> {
         let request = LayoutRequest::Get {
             known: Epoch::NONE,
-            wait_ms: 500,
+            wait_ms: WAIT_MS,
         };
         match self.call(Request::Layout(request)).await? {
             Response::Layout(LayoutResponse::Layout(published)) => Ok(published.layout.epoch),

@@ -33,7 +33,7 @@ pub use config::{
 };
 pub use embedded::{EmbeddedNode, EmbeddedOptions};
 pub use error::NodeError;
-pub use lock::DirectoryError;
+pub use lock::{DirectoryError, DirectoryLock};
 pub use machine::{DiskCompletion, Guard, Machine, OpenDisk, OpenStore, StoreDone};
 pub use node::Node;
 pub use process::{ServerPlan, ServerProcess};

@@ -9,7 +9,7 @@ pub(crate) const LOCK_FILE: &str = "LOCK";
 
 /// An exclusive lock on a directory. The kernel releases it when the process dies.
 #[derive(Debug)]
-pub(crate) struct DirectoryLock {
+pub struct DirectoryLock {
     file: File,
 }
 
@@ -27,6 +27,14 @@ pub enum DirectoryError {
         path: PathBuf,
         /// The process, as it wrote itself into the lock file; `unknown` in the instant before it did.
         pid: String,
+    },
+    /// Something else lies there.
+    #[error("{} {what}; name a directory that holds a log, or a new one", path.display())]
+    NoLog {
+        /// What was named.
+        path: PathBuf,
+        /// What it is instead.
+        what: String,
     },
     /// It cannot be made, opened or locked.
     #[error("cannot use directory {}: {what}; check that it is on a mounted disk and writable", path.display())]
@@ -53,7 +61,10 @@ impl DirectoryError {
 
 impl DirectoryLock {
     /// Makes the directory if it is not there and locks it.
-    pub(crate) fn take(directory: &Path) -> Result<Self, DirectoryError> {
+    ///
+    /// # Errors
+    /// [`DirectoryError`]: another process has it, or it cannot be made or written.
+    pub fn take(directory: &Path) -> Result<Self, DirectoryError> {
         std::fs::create_dir_all(directory)
             .map_err(DirectoryError::io(directory, "making the directory"))?;
         let path = directory.join(LOCK_FILE);

@@ -23,6 +23,11 @@ use crate::roles::{LayoutEvent, LayoutRole, SequencerRole, UnitRole, UnitState};
 use crate::service::{Front, Roles};
 use crate::steer::Steering;
 
+/// In the data directory: the directory of the log unit.
+pub(crate) const UNIT_DIRECTORY: &str = "unit";
+/// In the data directory: the history of layouts.
+pub(crate) const LAYOUT_FILE: &str = "layout.redb";
+
 /// What one process is to be.
 #[derive(Clone, Debug, Default)]
 pub struct ServerPlan {
@@ -78,7 +83,7 @@ impl ServerProcess {
         let unit = match &plan.unit {
             Some(settings) => {
                 let (done, events) = unbounded_channel();
-                let disk = machine.disk(env, &data.join("unit"), done)?;
+                let disk = machine.disk(env, &data.join(UNIT_DIRECTORY), done)?;
                 Some(process.unit(env, disk, events, settings, identity).await?)
             }
             None => None,
@@ -88,7 +93,7 @@ impl ServerProcess {
                 let (events, receiver) = unbounded_channel();
                 let stored = events.clone();
                 let done = move |id, result| stored.send(LayoutEvent::Stored(id, result)).is_ok();
-                let store = machine.store(&data.join("layout.redb"), Box::new(done))?;
+                let store = machine.store(&data.join(LAYOUT_FILE), Box::new(done))?;
                 let OpenStore {
                     history,
                     submit,
