@@ -1,14 +1,19 @@
 //! The handle an application holds.
 
+#[cfg(feature = "embedded")]
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+#[cfg(feature = "embedded")]
+use std::sync::{Mutex, PoisonError};
 
 use milonga_client::{ClientOptions, LogClient};
 use milonga_objects::{
     Counter, Handle, Map, Object, ObjectInfo, OpenError, Outcome, Queue, ReadError, Replica,
     ReplicaOptions, Snapshot, TransactionError, Tx,
 };
-use milonga_protocol::{Incarnation, ServerName, SharedEnv, SharedLog};
+#[cfg(feature = "embedded")]
+use milonga_protocol::ServerName;
+use milonga_protocol::{Incarnation, SharedEnv, SharedLog};
 use milonga_transport::{Identity, Peer, QuicNetwork, SharedNetwork, Tls, TokioEnv};
 
 use crate::config::ClientConfig;
