@@ -92,7 +92,7 @@ pub(super) fn text(error: &ConnectionError) -> String {
         ConnectionError::ConnectionClosed(remote)
             if remote.error_code == TransportErrorCode::CONNECTION_REFUSED =>
         {
-            "it refuses new connections: too many are open".to_owned()
+            "it takes no new connections: it is being stopped, or too many are open".to_owned()
         }
         ConnectionError::ConnectionClosed(remote) => match tls_alert(remote.error_code) {
             Some(alert) => format!("the other side refused it: {}", alert_text(alert)),
