@@ -11,10 +11,12 @@ mod serve;
 mod status;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Arg, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, value_parser};
+use milonga_node::EmbeddedNode;
 
 use crate::{ClientConfig, Milonga};
 use output::Failure;
@@ -37,13 +39,23 @@ struct Cli {
 /// Which log.
 #[derive(Debug, Clone, Args)]
 struct Target {
-    /// Configuration file: of a client, or of the server for `serve`.
-    #[arg(long, global = true, env = "MILONGA_CONFIG", value_name = "FILE")]
+    /// Configuration file: of a client, or of the server for `serve` [default: $MILONGA_CONFIG].
+    #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Directory of an embedded log.
     #[arg(long, global = true, value_name = "DIR", conflicts_with = "config")]
     dir: Option<PathBuf>,
 }
+
+/// What a [`Target`] names.
+#[derive(Debug)]
+enum Place {
+    Config(PathBuf),
+    Dir(PathBuf),
+}
+
+/// Commands that need no log; a log that is named all the same is a mistake.
+const WITHOUT_TARGET: [&str; 3] = ["dev", "init", "certs"];
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -83,7 +95,7 @@ pub fn main() -> ExitCode {
 /// [`main`] with these arguments, the first of which is the name of the program.
 #[must_use]
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(arguments) {
+    let cli = match parse(arguments) {
         Ok(cli) => cli,
         Err(usage) => {
             // Help and version are no failures; clap knows which stream is whose.
@@ -108,14 +120,56 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
+fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let hidden = |name| {
+        Arg::new(name)
+            .long(name)
+            .hide(true)
+            .value_parser(value_parser!(PathBuf))
+    };
+    let mut command = Cli::command();
+    for name in WITHOUT_TARGET {
+        command = command.mut_subcommand(name, |sub| sub.args(["config", "dir"].map(hidden)));
+    }
+    command = command.mut_subcommand("serve", |sub| sub.arg(hidden("dir")));
+    let cli = Cli::from_arg_matches(&command.try_get_matches_from_mut(arguments)?)
+        .map_err(|error| error.format(&mut command))?;
+    let wrong = |text: &str| {
+        Err(command
+            .clone()
+            .error(clap::error::ErrorKind::ArgumentConflict, text))
+    };
+    let Target { config, dir } = &cli.target;
+    match cli.command {
+        Command::Dev(_) if config.is_some() || dir.is_some() => {
+            wrong("`dev` makes a cluster of its own; it takes --data DIR, no --dir and no --config")
+        }
+        Command::Init(_) | Command::Certs(_) if config.is_some() || dir.is_some() => {
+            wrong("this command makes files below --out; it takes no --dir and no --config")
+        }
+        Command::Serve(_) if dir.is_some() => wrong("`serve` takes --config FILE, no --dir"),
+        _ if config.is_some() && dir.is_some() => wrong("--config and --dir name two logs"),
+        _ => Ok(cli),
+    }
+}
+
 fn log_to_stderr() {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     // A program that embeds this command may have its own subscriber: that one stays.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(is_colourful())
+        // Standard error may be closed; then there is nobody to tell.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr)
         .try_init();
+}
+
+/// Whether standard error is a terminal, and nobody asked for plain text (<https://no-color.org>).
+fn is_colourful() -> bool {
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    std::io::stderr().is_terminal() && !plain
 }
 
 async fn dispatch(cli: Cli) -> Result<(), Failure> {
@@ -124,42 +178,107 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         json,
         command,
     } = cli;
+    let stopped = Err(Failure::interrupted());
     match command {
         Command::Dev(dev) => dev.run(json).await,
         Command::Init(init) => init.run(json),
-        Command::Serve(serve) => serve.run(target.config.as_deref()).await,
+        Command::Serve(serve) => serve.run(target.config()).await,
         Command::Certs(certs) => certs.run(json),
         Command::Status => status::run(&target, json).await,
-        Command::Log(command) => with(&target, async |m| command.run(m, json).await).await,
-        Command::Map(command) => with(&target, async |m| command.run(m, json).await).await,
-        Command::Counter(command) => with(&target, async |m| command.run(m, json).await).await,
-        Command::Queue(command) => with(&target, async |m| command.run(m, json).await).await,
-    }
-}
-
-impl Target {
-    /// Opens the log that the options name.
-    async fn open(&self) -> Result<Milonga, Failure> {
-        match (&self.dir, &self.config) {
-            (Some(dir), _) => Ok(Milonga::embedded(dir).await?),
-            (None, Some(file)) => Ok(Milonga::connect(ClientConfig::read(file)?).await?),
-            (None, None) => Err(Failure::usage(
-                "which log? pass --dir DIR for an embedded one, or --config FILE (or MILONGA_CONFIG) for a cluster",
-            )),
+        Command::Log(log::LogCommand::Follow(follow)) => {
+            // It ends no other way.
+            let follow = with(&target, Access::Existing, Ok(()), async |m| {
+                follow.run(m, json).await
+            });
+            follow.await
+        }
+        Command::Log(command) => {
+            let access = command.access();
+            with(&target, access, stopped, async |m| {
+                command.run(m, json).await
+            })
+            .await
+        }
+        Command::Map(command) => {
+            let access = command.access();
+            with(&target, access, stopped, async |m| {
+                command.run(m, json).await
+            })
+            .await
+        }
+        Command::Counter(command) => {
+            let access = command.access();
+            with(&target, access, stopped, async |m| {
+                command.run(m, json).await
+            })
+            .await
+        }
+        Command::Queue(command) => {
+            let access = command.access();
+            with(&target, access, stopped, async |m| {
+                command.run(m, json).await
+            })
+            .await
         }
     }
 }
 
-/// Opens the log, runs `work` until it ends or the process is told to stop, and closes the log in either case.
+/// What a command needs of a log in a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    /// It changes nothing that is not there.
+    Existing,
+    /// It makes the log if it is not there.
+    Make,
+}
+
+impl Target {
+    /// The configuration file. What is said on the command line comes before the environment.
+    fn config(&self) -> Option<PathBuf> {
+        let environment = || std::env::var_os("MILONGA_CONFIG").filter(|file| !file.is_empty());
+        self.config
+            .clone()
+            .or_else(|| environment().map(PathBuf::from))
+    }
+
+    fn place(&self) -> Result<Place, Failure> {
+        if let Some(dir) = &self.dir {
+            return Ok(Place::Dir(dir.clone()));
+        }
+        self.config().map(Place::Config).ok_or_else(|| {
+            Failure::usage(
+                "which log? pass --dir DIR for an embedded one, or --config FILE (or MILONGA_CONFIG) for a cluster",
+            )
+        })
+    }
+}
+
+/// Opens the log in a directory.
+async fn open_directory(dir: &Path, access: Access) -> Result<Milonga, Failure> {
+    // What is a file, or holds other things, is refused with better words when it is opened.
+    let is_nothing = !dir.exists() || (dir.is_dir() && !EmbeddedNode::exists(dir));
+    if access == Access::Existing && is_nothing {
+        return Err(Failure::not_found(format!("no log in {}", dir.display())));
+    }
+    Ok(Milonga::embedded(dir).await?)
+}
+
+/// Opens the log, runs `work` until it ends or the process is told to stop, which is then the result, and closes the
+/// log in either case.
 async fn with(
     target: &Target,
+    access: Access,
+    stopped: Result<(), Failure>,
     work: impl AsyncFnOnce(&Milonga) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let milonga = target.open().await?;
+    let milonga = match target.place()? {
+        Place::Dir(dir) => open_directory(&dir, access).await?,
+        Place::Config(file) => Milonga::connect(ClientConfig::read(file)?).await?,
+    };
     let result = tokio::select! {
         biased;
         result = work(&milonga) => result,
-        signal = serve::told_to_stop() => signal.and_then(|()| Err(Failure::interrupted())),
+        signal = serve::told_to_stop() => signal.and(stopped),
     };
     let closed = milonga.close().await;
     result?;

@@ -35,7 +35,7 @@ impl Servers {
     /// Makes certificates and configurations in `dir` unless they are there, and starts all servers.
     pub(crate) async fn start(dir: &Path) -> Result<Self, Fault> {
         let init = milonga()?
-            .args(["init", "--port", "0", "--out"])
+            .args(["init", "--keep", "--port", "0", "--out"])
             .arg(dir)
             .output()
             .await?;

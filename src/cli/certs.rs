@@ -21,6 +21,9 @@ pub(super) struct Certs {
     /// A client process; may be given several times. Default, without any name: `client`.
     #[arg(long = "client", value_name = "NAME")]
     clients: Vec<String>,
+    /// Overwrite certificates that are there. The authority is never overwritten.
+    #[arg(long)]
+    force: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -33,6 +36,16 @@ impl Certs {
     pub(super) fn run(mut self, json: bool) -> Result<(), Failure> {
         if self.servers.is_empty() && self.clients.is_empty() {
             self.clients.push("client".to_owned());
+        }
+        let names = self.servers.iter().chain(&self.clients);
+        let mut files = names.map(|name| self.out.join(format!("{name}.pem")));
+        if let Some(there) = files.find(|file| file.exists())
+            && !self.force
+        {
+            return Err(Failure::failed(format!(
+                "{} is there already; pass --force to overwrite it, or another --out",
+                there.display()
+            )));
         }
         std::fs::create_dir_all(&self.out).map_err(|error| {
             Failure::failed(format!(

@@ -6,7 +6,10 @@ use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use super::{cluster, output::Failure};
+use milonga_node::DirectoryLock;
+
+use super::cluster::{self, Existing};
+use super::output::Failure;
 
 /// Servers as child processes of this one. They end when it ends, however it ends.
 ///
@@ -20,6 +23,7 @@ pub struct LocalCluster {
     config: PathBuf,
     names: Vec<String>,
     children: BTreeMap<String, Child>,
+    _lock: DirectoryLock,
 }
 
 /// Why a local cluster cannot do what was asked.
@@ -49,10 +53,7 @@ impl LocalCluster {
         arguments: &[&str],
     ) -> Result<Self, LocalClusterError> {
         let chains = cluster::chains(chains, replicas);
-        let ports = cluster::free_ports(1 + chains.iter().map(Vec::len).sum::<usize>())?;
-        std::fs::create_dir_all(dir)
-            .map_err(|e| LocalClusterError(format!("{}: {e}", dir.display())))?;
-        let files = cluster::write(dir, &chains, &ports)?;
+        let files = cluster::prepare(dir, &chains, None, Existing::Keep)?;
         let mut local = Self {
             dir: dir.to_owned(),
             program: program.to_owned(),
@@ -64,6 +65,7 @@ impl LocalCluster {
                 .map(|server| server.name.to_string())
                 .collect(),
             children: BTreeMap::new(),
+            _lock: files.lock,
         };
         for name in local.names.clone() {
             local.spawn(&name)?;

@@ -5,10 +5,11 @@ use std::io::Read as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use milonga_protocol::{Entry, NewEntry, Position, ReadAnswer, StreamId, StreamRead, TailOf};
 use serde::Serialize;
 
+use super::Access;
 use super::output::{self, Failure};
 use crate::Milonga;
 
@@ -37,13 +38,7 @@ pub(super) enum LogCommand {
     /// Print the first position that is not granted yet, and the trim mark.
     Tail,
     /// Print every entry of a raw stream from now on, until interrupted.
-    Follow {
-        /// The raw stream.
-        stream: u64,
-        /// Begin at this position instead of the tail.
-        #[arg(long)]
-        from: Option<u64>,
-    },
+    Follow(Follow),
     /// Decide holes: finish half-done writes, fill the rest with junk.
     Fill {
         /// First position.
@@ -59,6 +54,15 @@ pub(super) enum LogCommand {
         /// The mark.
         below: u64,
     },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Follow {
+    /// The raw stream.
+    stream: u64,
+    /// Begin at this position instead of the tail.
+    #[arg(long, value_name = "N")]
+    from: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -117,6 +121,13 @@ impl Shown {
 }
 
 impl LogCommand {
+    pub(super) const fn access(&self) -> Access {
+        match self {
+            Self::Append { .. } => Access::Make,
+            _ => Access::Existing,
+        }
+    }
+
     pub(super) async fn run(self, milonga: &Milonga, json: bool) -> Result<(), Failure> {
         match self {
             Self::Append { payload, streams } => append(milonga, payload, &streams, json).await,
@@ -131,13 +142,18 @@ impl LogCommand {
                 stream: None,
             } => read(milonga, from, count, json).await,
             Self::Tail => tail(milonga, json).await,
-            Self::Follow { stream, from } => follow(milonga, stream, from, json).await,
+            Self::Follow(follow) => follow.run(milonga, json).await,
             Self::Fill {
                 from,
                 to,
                 give_up_lost,
             } => {
                 let to = to.unwrap_or_else(|| from.saturating_add(1));
+                if to <= from {
+                    return Err(Failure::usage(format!(
+                        "{from}..{to} holds no position: the end is exclusive and must be above the first"
+                    )));
+                }
                 fill(milonga, from, to, give_up_lost, json).await
             }
             Self::Trim { below } => trim(milonga, below, json).await,
@@ -237,29 +253,24 @@ async fn tail(milonga: &Milonga, json: bool) -> Result<(), Failure> {
     })
 }
 
-async fn follow(
-    milonga: &Milonga,
-    stream: u64,
-    from: Option<u64>,
-    json: bool,
-) -> Result<(), Failure> {
-    let streams: Arc<[StreamId]> = Arc::from([StreamId::raw(stream)]);
-    let from = match from {
-        Some(from) => Position(from),
-        None => {
-            milonga
-                .log()
-                .tail(TailOf::Streams(Arc::clone(&streams)))
-                .await?
-                .next
+impl Follow {
+    /// Ends only if it fails.
+    pub(super) async fn run(self, milonga: &Milonga, json: bool) -> Result<(), Failure> {
+        let streams: Arc<[StreamId]> = Arc::from([StreamId::raw(self.stream)]);
+        let from = match self.from {
+            Some(from) => Position(from),
+            None => {
+                let tail = TailOf::Streams(Arc::clone(&streams));
+                milonga.log().tail(tail).await?.next
+            }
+        };
+        let mut subscription = milonga.client().subscribe(streams, from);
+        loop {
+            let (position, entry) = subscription.next().await?;
+            let one = Shown::entry(position, &entry);
+            // A stream of values has no end, so `--json` means one value a line here.
+            output::result(json, &one, Shown::text)?;
         }
-    };
-    let mut subscription = milonga.client().subscribe(streams, from);
-    loop {
-        let (position, entry) = subscription.next().await?;
-        let one = Shown::entry(position, &entry);
-        // A stream of values has no end, so `--json` means one value a line here.
-        output::result(json, &one, Shown::text)?;
     }
 }
 
@@ -272,9 +283,13 @@ async fn fill(
 ) -> Result<(), Failure> {
     let tail = milonga.log().tail(TailOf::Log).await?.next;
     if to > tail.0 {
-        return Err(Failure::usage(format!(
-            "position {to} is above the tail {tail}: there is nothing to fill"
-        )));
+        return Err(Failure::usage(match tail.0.checked_sub(1) {
+            Some(last) => format!(
+                "position {} is not granted yet: the last that can be filled is {last}",
+                to - 1
+            ),
+            None => "no position is granted yet: there is nothing to fill".to_owned(),
+        }));
     }
     let (first, end) = (Position(from), Position(to));
     let mut given_up = Vec::new();

@@ -3,6 +3,7 @@
 use clap::Subcommand;
 use serde_json::json;
 
+use super::Access;
 use super::output::{self, Failure};
 use crate::Milonga;
 
@@ -73,6 +74,13 @@ async fn must_exist(milonga: &Milonga, name: &str) -> Result<(), Failure> {
 }
 
 impl MapCommand {
+    pub(super) const fn access(&self) -> Access {
+        match self {
+            Self::Put { .. } => Access::Make,
+            _ => Access::Existing,
+        }
+    }
+
     fn name(&self) -> &str {
         match self {
             Self::Get { name, .. }
@@ -124,6 +132,13 @@ impl MapCommand {
 }
 
 impl CounterCommand {
+    pub(super) const fn access(&self) -> Access {
+        match self {
+            Self::Add { .. } => Access::Make,
+            _ => Access::Existing,
+        }
+    }
+
     pub(super) async fn run(self, milonga: &Milonga, json: bool) -> Result<(), Failure> {
         let value = match self {
             Self::Get { name } => {
@@ -137,6 +152,13 @@ impl CounterCommand {
 }
 
 impl QueueCommand {
+    pub(super) const fn access(&self) -> Access {
+        match self {
+            Self::Push { .. } | Self::Pop { wait: true, .. } => Access::Make,
+            _ => Access::Existing,
+        }
+    }
+
     pub(super) async fn run(self, milonga: &Milonga, json: bool) -> Result<(), Failure> {
         match self {
             Self::Push { name, item } => {

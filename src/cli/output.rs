@@ -1,7 +1,7 @@
 //! What every command prints, and how it fails.
 
 use std::fmt::Display;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
 
 use serde::Serialize;
@@ -39,8 +39,22 @@ impl Failure {
         Self::failed("interrupted")
     }
 
+    /// Standard output cannot be written.
+    fn output(error: &std::io::Error) -> Self {
+        if error.kind() == ErrorKind::BrokenPipe {
+            // Whoever read has seen enough: nothing to say, and the exit code of tools that SIGPIPE ends.
+            return Self {
+                code: 141,
+                text: String::new(),
+            };
+        }
+        Self::failed(format!("cannot write standard output: {error}"))
+    }
+
     pub(super) fn report(&self) -> ExitCode {
-        let _ = writeln!(std::io::stderr(), "error: {}", self.text);
+        if !self.text.is_empty() {
+            let _ = writeln!(std::io::stderr(), "error: {}", self.text);
+        }
         ExitCode::from(self.code)
     }
 }
@@ -51,13 +65,16 @@ impl Display for Failure {
     }
 }
 
-/// Every library error is reported with its causes, in one line.
+/// Every library error is reported with its causes, in one line; some causes are in the error's own words already.
 impl<E: std::error::Error> From<E> for Failure {
     fn from(error: E) -> Self {
         let mut text = error.to_string();
         let mut cause = error.source();
         while let Some(error) = cause {
-            text = format!("{text}: {error}");
+            let why = error.to_string();
+            if !text.contains(&why) {
+                text = format!("{text}: {why}");
+            }
             cause = error.source();
         }
         Self::failed(text)
@@ -67,8 +84,8 @@ impl<E: std::error::Error> From<E> for Failure {
 /// Prints one line on standard output. A closed pipe ends the command quietly, as tools do.
 pub(super) fn line(text: impl Display) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{text}").and_then(|()| out.flush())?;
-    Ok(())
+    let written = writeln!(out, "{text}").and_then(|()| out.flush());
+    written.map_err(|error| Failure::output(&error))
 }
 
 /// Prints `value` as JSON, or what `text` makes of it.

@@ -10,7 +10,7 @@ use milonga_transport::TokioEnv;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::cluster;
+use super::cluster::{self, Existing};
 use super::output::{self, Failure};
 use crate::{ClientConfig, Milonga};
 
@@ -35,10 +35,10 @@ pub(super) struct Serve {
 
 impl Serve {
     /// Prints one line when it listens.
-    pub(super) async fn run(self, config: Option<&Path>) -> Result<(), Failure> {
+    pub(super) async fn run(self, config: Option<PathBuf>) -> Result<(), Failure> {
         let config = config
             .ok_or_else(|| Failure::usage("serve needs --config FILE (or MILONGA_CONFIG)"))?;
-        let config = ProcessConfig::read(config)?;
+        let config = ProcessConfig::read(&config)?;
         let name = config.name.clone();
         let env: SharedEnv = TokioEnv::try_new()?;
         let node = Node::start(config, env).await?;
@@ -93,8 +93,6 @@ impl Dev {
                 true,
             ),
         };
-        std::fs::create_dir_all(&dir)?;
-        let dir = dir.canonicalize()?;
         let result = run_in(
             &dir,
             usize::from(self.chains),
@@ -103,15 +101,20 @@ impl Dev {
         )
         .await;
         if temporary {
-            std::fs::remove_dir_all(&dir)?;
+            // What went wrong before it was made, is what to report.
+            let removed = std::fs::remove_dir_all(&dir);
+            if result.is_ok() {
+                removed?;
+            }
         }
         result
     }
 }
 
 async fn run_in(dir: &Path, chains: usize, replicas: usize, json: bool) -> Result<(), Failure> {
-    let ports = cluster::free_ports(1 + chains * replicas)?;
-    let files = cluster::write(dir, &cluster::chains(chains, replicas), &ports)?;
+    let chains = cluster::chains(chains, replicas);
+    let files = cluster::prepare(dir, &chains, None, Existing::Keep)?;
+    let _lock = files.lock;
     let env: SharedEnv = TokioEnv::try_new()?;
     let mut nodes = Vec::new();
     for config in files.servers {
@@ -139,7 +142,8 @@ async fn run_in(dir: &Path, chains: usize, replicas: usize, json: bool) -> Resul
         )
     })?;
     let stopped = told_to_stop().await;
-    for node in nodes {
+    // The first owns the layout, to which the others speak until they end.
+    for node in nodes.into_iter().rev() {
         node.close().await;
     }
     stopped
@@ -160,27 +164,24 @@ pub(super) struct Init {
     /// Port of sequencer-1; the units take the ports behind it. 0: free ones.
     #[arg(long, default_value_t = 7400)]
     port: u16,
+    /// Overwrite configurations that are there, but for those of a cluster of other chains that has data.
+    #[arg(long)]
+    force: bool,
+    /// Use configurations that are there, if they are of the same chains.
+    #[arg(long, conflicts_with = "force")]
+    keep: bool,
 }
 
 impl Init {
     pub(super) fn run(self, json: bool) -> Result<(), Failure> {
         let chains = cluster::chains(usize::from(self.chains), usize::from(self.replicas));
-        let servers = 1 + chains.iter().map(Vec::len).sum::<usize>();
-        let ports = if self.port == 0 {
-            cluster::free_ports(servers)?
-        } else {
-            let last = usize::from(self.port) + servers;
-            let all = (self.port..).take(servers).collect::<Vec<_>>();
-            if last > usize::from(u16::MAX) {
-                return Err(Failure::usage(format!(
-                    "--port {} leaves no room for {servers} servers",
-                    self.port
-                )));
-            }
-            all
+        let existing = match (self.force, self.keep) {
+            (true, _) => Existing::Replace,
+            (false, true) => Existing::Keep,
+            (false, false) => Existing::Refuse,
         };
-        std::fs::create_dir_all(&self.out)?;
-        let files = cluster::write(&self.out.canonicalize()?, &chains, &ports)?;
+        let port = (self.port != 0).then_some(self.port);
+        let files = cluster::prepare(&self.out, &chains, port, existing)?;
         let addresses = files
             .servers
             .iter()

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +12,8 @@ use milonga_protocol::{Epoch, Layout, Published, ServerName, SharedEnv, UnitInde
 use milonga_transport::{Peer, SharedNetwork, TokioEnv};
 use serde::Serialize;
 
-use super::Target;
 use super::output::{self, Failure};
+use super::{Access, Place, Target};
 use crate::ClientConfig;
 
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -39,14 +40,9 @@ struct Server {
 }
 
 pub(super) async fn run(target: &Target, json: bool) -> Result<(), Failure> {
-    let file = match (&target.dir, &target.config) {
-        (Some(_), _) => return embedded(target, json).await,
-        (None, Some(file)) => file,
-        (None, None) => {
-            return Err(Failure::usage(
-                "status of which log? pass --config FILE or --dir DIR",
-            ));
-        }
+    let file = match target.place()? {
+        Place::Dir(dir) => return embedded(&dir, json).await,
+        Place::Config(file) => file,
     };
     let config = ClientConfig::read(file)?;
     let env: SharedEnv = TokioEnv::try_new()?;
@@ -78,19 +74,31 @@ pub(super) async fn run(target: &Target, json: bool) -> Result<(), Failure> {
     for (name, address) in peers {
         servers.push(asker.server(Peer { name, address }).await);
     }
+    if let Some(published) = &published {
+        for server in &mut servers {
+            server.compare(&published.layout);
+        }
+    }
     let status = Status::of(published.as_ref(), servers, waiting);
-    let all_up = status.waiting.is_none() && status.servers.iter().all(|server| server.up);
     output::result(json, &status, Status::text)?;
-    if all_up {
-        Ok(())
-    } else {
-        Err(Failure::failed("not everything is up; see above"))
+    let troubled = status
+        .servers
+        .iter()
+        .filter(|server| server.problem.is_some());
+    let troubled: Vec<_> = troubled.map(|server| server.name.as_str()).collect();
+    match (&status.waiting, troubled.is_empty()) {
+        (None, true) => Ok(()),
+        (Some(_), true) => Err(Failure::failed("there is no layout; see above")),
+        (_, false) => Err(Failure::failed(format!(
+            "not serving: {}; see above",
+            troubled.join(", ")
+        ))),
     }
 }
 
 /// An embedded log has no servers to ask from outside: open it and show what it opened.
-async fn embedded(target: &Target, json: bool) -> Result<(), Failure> {
-    let milonga = target.open().await?;
+async fn embedded(dir: &Path, json: bool) -> Result<(), Failure> {
+    let milonga = super::open_directory(dir, Access::Existing).await?;
     let status = Status::of(Some(&milonga.client().layout()), Vec::new(), None);
     milonga.close().await?;
     output::result(json, &status, Status::text)
@@ -146,6 +154,25 @@ impl Asker {
     }
 }
 
+impl Server {
+    /// Whether it serves what the layout says it does.
+    fn compare(&mut self, layout: &Layout) {
+        let fact = |role: &str, fact: &str| self.roles.get(role)?.get(fact).cloned();
+        let epoch = layout.epoch.to_string();
+        let serves = |serving: Option<String>| serving.is_some_and(|serving| serving == epoch);
+        let is_unit = layout
+            .units
+            .iter()
+            .any(|unit| unit.name.as_str() == self.name);
+        let is_sequencer = layout.sequencer.name.as_str() == self.name;
+        let fits = (!is_unit || serves(fact("unit", "epoch_serving")))
+            && (!is_sequencer || serves(fact("sequencer", "epoch")));
+        if self.up && !fits {
+            self.problem = Some(format!("does not serve epoch {epoch} yet"));
+        }
+    }
+}
+
 impl Status {
     fn of(published: Option<&Published>, servers: Vec<Server>, waiting: Option<String>) -> Self {
         let layout = published.map(|p| &p.layout);
@@ -181,10 +208,11 @@ impl Status {
             let _ = writeln!(text, "sequencer: {sequencer}");
         }
         for server in &self.servers {
-            let state = server
-                .problem
-                .as_ref()
-                .map_or_else(|| "up".to_owned(), |p| format!("DOWN: {p}"));
+            let state = match (&server.problem, server.up) {
+                (None, _) => "up".to_owned(),
+                (Some(problem), true) => format!("up, but it {problem}"),
+                (Some(problem), false) => format!("DOWN: {problem}"),
+            };
             let _ = writeln!(text, "\n{} ({}) {state}", server.name, server.address);
             for (role, facts) in &server.roles {
                 let facts: Vec<_> = facts

@@ -1,0 +1,298 @@
+//! The `milonga` command, as a person at a shell uses it.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "real processes live in real time"
+)]
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+fn command(words: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_child"));
+    command
+        .arg("server")
+        .args(words)
+        .env_remove("MILONGA_CONFIG");
+    command
+}
+
+/// Exit code and everything that was said.
+fn run(command: &mut Command) -> (Option<i32>, String) {
+    said(&command.output().expect("it can be run"))
+}
+
+fn said(output: &Output) -> (Option<i32>, String) {
+    let text = [&output.stdout[..], &output.stderr[..]].concat();
+    (
+        output.status.code(),
+        String::from_utf8_lossy(&text).into_owned(),
+    )
+}
+
+fn milonga(words: &[&str]) -> (Option<i32>, String) {
+    run(&mut command(words))
+}
+
+#[track_caller]
+fn fails(words: &[&str], code: i32, with: &str) {
+    let (found, text) = milonga(words);
+    assert!(
+        found == Some(code) && text.contains(with),
+        "{words:?}: {found:?}: {text}"
+    );
+}
+
+#[track_caller]
+fn works(words: &[&str]) -> String {
+    let (code, text) = milonga(words);
+    assert_eq!(code, Some(0), "{words:?}: {text}");
+    text
+}
+
+fn folder() -> (tempfile::TempDir, String) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().to_str().expect("plain").to_owned();
+    (folder, path)
+}
+
+fn stop(child: Child, signal: &str) -> (Option<i32>, String) {
+    let kill = format!("kill -{signal} {}", child.id());
+    let killed = Command::new("sh").args(["-c", &kill]).status();
+    assert!(killed.expect("there is a shell").success());
+    said(&child.wait_with_output().expect("it ends"))
+}
+
+/// Starts a command and waits for its first line.
+fn begin(words: &[&str]) -> (Child, String) {
+    let mut command = command(words);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("it can be run");
+    let mut line = String::new();
+    let stdout = child.stdout.take().expect("piped");
+    BufReader::new(stdout)
+        .read_line(&mut line)
+        .expect("readable");
+    (child, line)
+}
+
+fn configurations(dir: &str) -> Vec<(String, String)> {
+    let files = fs::read_dir(dir).expect("readable").flatten();
+    let tomls = files.filter(|file| file.path().extension().is_some_and(|end| end == "toml"));
+    let mut all: Vec<_> = tomls
+        .map(|file| {
+            let text = fs::read_to_string(file.path()).expect("readable");
+            (file.file_name().to_string_lossy().into_owned(), text)
+        })
+        .collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn what_a_running_dev_has_written_stays_as_it_is() {
+    let (_folder, dir) = folder();
+    let (dev, line) = begin(&["dev", "--data", &dir]);
+    assert!(line.starts_with("ready:"), "{line}");
+    let before = configurations(&dir);
+    assert_eq!(before.len(), 3);
+    fails(&["dev", "--data", &dir], 1, "in use");
+    fails(&["dev", "--data", &dir, "--chains", "2"], 1, "in use");
+    fails(&["init", "--out", &dir, "--force"], 1, "in use");
+    assert_eq!(configurations(&dir), before);
+    let config = format!("{dir}/client.toml");
+    works(&[
+        "--config",
+        &config,
+        "map",
+        "put",
+        "greetings",
+        "en",
+        "hello",
+    ]);
+    assert_eq!(stop(dev, "TERM").0, Some(0));
+
+    fails(
+        &["dev", "--data", &dir, "--chains", "2"],
+        1,
+        "of the chains [unit-1a]",
+    );
+    fails(
+        &["init", "--out", &dir, "--force"],
+        1,
+        "of the chains [unit-1a]",
+    );
+    assert_eq!(configurations(&dir), before);
+
+    // A port that somebody has taken meanwhile is exchanged, in the client's configuration, too.
+    let taken = before.iter().find_map(|(_, text)| {
+        let line = text.lines().find(|line| line.starts_with("listen"))?;
+        line.split('"').nth(1).map(str::to_owned)
+    });
+    let taken = std::net::UdpSocket::bind(taken.expect("some server listens")).expect("free");
+    let (dev, _) = begin(&["dev", "--data", &dir]);
+    assert_ne!(configurations(&dir), before);
+    assert_eq!(
+        works(&["--config", &config, "map", "get", "greetings", "en"]),
+        "hello\n"
+    );
+    assert_eq!(stop(dev, "INT").0, Some(0));
+    drop(taken);
+}
+
+#[test]
+fn files_are_overwritten_only_if_that_is_asked_for() {
+    let (_folder, dir) = folder();
+    works(&["init", "--out", &dir, "--port", "0"]);
+    let before = configurations(&dir);
+    fails(
+        &["init", "--out", &dir],
+        1,
+        "sequencer-1.toml is there already",
+    );
+    works(&["init", "--out", &dir, "--keep"]);
+    assert_eq!(configurations(&dir), before);
+    fails(
+        &["init", "--out", &dir, "--keep", "--chains", "3"],
+        1,
+        "of the chains",
+    );
+    works(&["init", "--out", &dir, "--force", "--chains", "3"]);
+    let certs = format!("{dir}/certs");
+    fails(
+        &["certs", "--out", &certs, "--server", "unit-1a"],
+        1,
+        "unit-1a.pem is there already",
+    );
+    works(&["certs", "--out", &certs, "--server", "unit-1a", "--force"]);
+}
+
+#[test]
+fn what_is_missing_of_a_log_is_said_at_once() {
+    for (part, why) in [
+        ("unit", "empty directory"),
+        ("layout.redb", "the history of layouts is empty"),
+    ] {
+        let (_folder, dir) = folder();
+        works(&["log", "append", "--dir", &dir, "something"]);
+        let part = Path::new(&dir).join(part);
+        let aside = Path::new(&dir).join("aside");
+        fs::rename(&part, &aside).expect("it is there");
+        let began = Instant::now();
+        fails(&["log", "tail", "--dir", &dir], 1, why);
+        assert!(
+            began.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            began.elapsed()
+        );
+    }
+}
+
+#[test]
+fn only_writes_make_a_log_and_only_where_nothing_else_lies() {
+    let (folder, dir) = folder();
+    let none = folder.path().join("none");
+    for words in [
+        &["status"][..],
+        &["log", "tail"],
+        &["log", "read"],
+        &["log", "follow", "1"],
+        &["map", "get", "m", "k"],
+        &["counter", "get", "c"],
+        &["queue", "len", "q"],
+        &["queue", "pop", "q"],
+    ] {
+        let none = none.to_str().expect("plain");
+        fails(&[words, &["--dir", none]].concat(), 3, "no log in");
+        fails(&[words, &["--dir", &dir]].concat(), 3, "no log in");
+    }
+    assert!(!none.exists());
+    assert_eq!(fs::read_dir(&dir).expect("readable").count(), 0);
+    let file = folder.path().join("README.md");
+    fs::write(&file, "text").expect("writable");
+    fails(
+        &["counter", "add", "c", "--dir", &dir],
+        1,
+        "other files, such as README.md",
+    );
+    let file = file.to_str().expect("plain");
+    fails(&["counter", "add", "c", "--dir", file], 1, "is a file");
+    fails(&["counter", "get", "c", "--dir", file], 1, "is a file");
+    assert_eq!(fs::read_dir(&dir).expect("readable").count(), 1);
+}
+
+#[test]
+fn the_command_line_comes_before_the_environment() {
+    let (_folder, dir) = folder();
+    let mut command = command(&["counter", "add", "c", "--dir", &dir]);
+    let (code, text) = run(command.env("MILONGA_CONFIG", "/nonexistent"));
+    assert_eq!((code, text.as_str()), (Some(0), "1\n"));
+    fails(
+        &["status", "--dir", &dir, "--config", "x"],
+        2,
+        "cannot be used with",
+    );
+    fails(
+        &["--dir", &dir, "log", "tail", "--config", "x"],
+        2,
+        "two logs",
+    );
+    for words in [
+        &["dev"][..],
+        &["init", "--out", "x"],
+        &["certs"],
+        &["serve"],
+    ] {
+        fails(&[words, &["--dir", &dir]].concat(), 2, "no --dir");
+        assert!(!works(&[words, &["--help"]].concat()).contains("--dir"));
+    }
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_and_a_full_disk_are_no_panics() {
+    let (_folder, dir) = folder();
+    works(&["map", "put", "m", "key", "value", "--dir", &dir]);
+    let mut dump = command(&["map", "dump", "m", "--dir", &dir]);
+    dump.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = dump.spawn().expect("it can be run");
+    drop(child.stdout.take());
+    let ended = said(&child.wait_with_output().expect("it ends"));
+    assert_eq!(ended, (Some(141), String::new()));
+    let full = fs::File::options().write(true).open("/dev/full");
+    let mut dump = command(&["map", "dump", "m", "--dir", &dir]);
+    let (code, text) = run(dump.stdout(full.expect("Linux has it")));
+    assert_eq!(code, Some(1));
+    assert!(
+        text.contains("cannot write standard output: No space"),
+        "{text}"
+    );
+}
+
+#[test]
+fn positions_that_make_no_sense_are_usage_errors_and_following_ends_well() {
+    let (_folder, dir) = folder();
+    works(&["log", "append", "--stream", "1", "--dir", &dir, "a"]);
+    fails(
+        &["log", "fill", "5", "3", "--dir", &dir],
+        2,
+        "holds no position",
+    );
+    let (_, tail) = milonga(&["log", "tail", "--json", "--dir", &dir]);
+    let tail: serde_json::Value = serde_json::from_str(&tail).expect("JSON");
+    let tail = tail["tail"].as_u64().expect("a number");
+    let words = format!(
+        "position {tail} is not granted yet: the last that can be filled is {}",
+        tail - 1
+    );
+    fails(
+        &["log", "fill", &tail.to_string(), "--dir", &dir],
+        2,
+        &words,
+    );
+    let (follow, line) = begin(&["log", "follow", "1", "--from", "0", "--dir", &dir]);
+    assert!(line.ends_with("a\n"), "{line}");
+    assert_eq!(stop(follow, "INT"), (Some(0), String::new()));
+}
