@@ -1,5 +1,6 @@
 //! What a client process needs to find and trust a cluster.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,6 +56,24 @@ pub struct ServerAddress {
     pub address: String,
 }
 
+impl ServerAddress {
+    /// Whether the address has a host and a port.
+    fn is_complete(&self) -> bool {
+        if self
+            .address
+            .parse::<SocketAddr>()
+            .is_ok_and(|address| address.port() != 0)
+        {
+            return true;
+        }
+        let parts = self.address.rsplit_once(':');
+        parts.is_some_and(|(host, port)| {
+            let port = port.parse::<u16>();
+            !host.is_empty() && !host.contains([':', '/', ' ']) && port.is_ok_and(|port| port != 0)
+        })
+    }
+}
+
 const fn default_deadline_ms() -> u64 {
     30_000
 }
@@ -86,6 +105,26 @@ pub enum ConfigError {
     NoServers {
         /// The file.
         path: PathBuf,
+    },
+    /// A key has a value that cannot work.
+    #[error("{path}: key `{key}`: {problem}")]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
+    /// The hosts of all layout servers are unknown.
+    #[error("cannot resolve {address}, which `layout_servers` says is {server}: {why}")]
+    Unresolved {
+        /// The last of them.
+        server: String,
+        /// Its address.
+        address: String,
+        /// The resolver's words.
+        why: String,
     },
 }
 
@@ -144,12 +183,51 @@ impl ClientConfig {
             path: path.to_owned(),
             why: e.to_string(),
         })?;
-        if config.layout_servers.is_empty() {
-            return Err(ConfigError::NoServers {
-                path: path.to_owned(),
+        config.check(path)?;
+        Ok(config)
+    }
+
+    /// Checks what a type cannot say; `path` is for the error messages only.
+    pub(crate) fn check(&self, path: &Path) -> Result<(), ConfigError> {
+        let path = path.to_owned();
+        if self.layout_servers.is_empty() {
+            return Err(ConfigError::NoServers { path });
+        }
+        let wrong = |key, problem| Err(ConfigError::Value { path, key, problem });
+        if let Some(ServerAddress { name, address }) = self
+            .layout_servers
+            .iter()
+            .find(|server| !server.is_complete())
+        {
+            let problem = format!(
+                "the address \"{address}\" of {name} should be `host:port`, such as \"127.0.0.1:7400\""
+            );
+            return wrong("layout_servers", problem);
+        }
+        if self.deadline_ms == 0 {
+            let problem = "0 leaves no time for any call; leave it out for 30000".to_owned();
+            return wrong("deadline_ms", problem);
+        }
+        Ok(())
+    }
+
+    /// Fails if none of the layout servers' hosts is known: waiting would hardly help.
+    pub(crate) async fn resolve(&self) -> Result<(), ConfigError> {
+        let mut failed = Ok(());
+        for server in &self.layout_servers {
+            let found = tokio::net::lookup_host(&server.address).await;
+            let why = match found.map(|mut found| found.next()) {
+                Ok(Some(_)) => return Ok(()),
+                Ok(None) => "it has no address".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            failed = Err(ConfigError::Unresolved {
+                server: server.name.clone(),
+                address: server.address.clone(),
+                why,
             });
         }
-        Ok(config)
+        failed
     }
 
     /// The layout servers as the transport wants them.
@@ -188,6 +266,32 @@ mod tests {
             error.contains("client.toml") && error.contains("certificat"),
             "{error}"
         );
+        let with = |address: &str, rest: &str| {
+            let text = toml::to_string(&ClientConfig::new("certs", "app", [("seq", address)]));
+            let text = text.expect("plain data").replace("30000", rest);
+            ClientConfig::parse(&text, &path).map_err(|error| error.to_string())
+        };
+        for address in [
+            "localhost",
+            "1.2.3.4",
+            ":7400",
+            "host:",
+            "host:0",
+            "a:b:1",
+            "quic://a:1",
+            "host:70000",
+        ] {
+            let error = with(address, "1").expect_err(address);
+            assert!(
+                error.contains("`layout_servers`") && error.contains(address),
+                "{error}"
+            );
+        }
+        for address in ["localhost:1", "[::1]:7400", "unit-1a.example:7101"] {
+            with(address, "1").expect(address);
+        }
+        let error = with("localhost:1", "0").expect_err("no time");
+        assert!(error.contains("`deadline_ms`"), "{error}");
         let error = ClientConfig::read(dir.path().join("none"))
             .expect_err("absent")
             .to_string();

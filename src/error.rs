@@ -3,6 +3,8 @@
 use milonga_client::ConnectError;
 use milonga_transport::{NoRuntime, TlsError};
 
+use crate::config::ConfigError;
+
 /// Why [`Milonga`](crate::Milonga) cannot be opened or closed. The text says what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -10,6 +12,9 @@ pub enum Error {
     /// Called outside a tokio runtime.
     #[error(transparent)]
     NoRuntime(#[from] NoRuntime),
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// Certificates cannot be read or used.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -28,6 +33,7 @@ impl Error {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Connect(error) => error.is_retryable(),
+            Self::Config(ConfigError::Unresolved { .. }) => true,
             _ => false,
         }
     }

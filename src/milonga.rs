@@ -1,6 +1,5 @@
 //! The handle an application holds.
 
-#[cfg(feature = "embedded")]
 use std::path::Path;
 use std::sync::Arc;
 #[cfg(feature = "embedded")]
@@ -81,7 +80,14 @@ impl Milonga {
     /// before the deadline.
     pub async fn connect(config: ClientConfig) -> Result<Self, Error> {
         let env: SharedEnv = TokioEnv::try_new()?;
+        config.check(Path::new("the configuration"))?;
         let network = network(&config, &env)?;
+        tokio::select! {
+            biased;
+            resolved = config.resolve() => resolved?,
+            // Whoever has not been found by then is not reached either.
+            () = env.sleep(config.deadline()) => {}
+        }
         let servers = config.peers();
         let mut options = ClientOptions::default();
         options.deadline = config.deadline();
