@@ -10,28 +10,52 @@ use crate::Milonga;
 #[derive(Debug, Subcommand)]
 pub(super) enum MapCommand {
     /// Print the value of a key; exit code 3 if there is none.
-    Get { name: String, key: String },
+    Get {
+        /// The map.
+        name: String,
+        /// The key.
+        key: String,
+    },
     /// Set a key and print the value it had.
     Put {
+        /// The map; made if it is not there.
         name: String,
+        /// The key.
         key: String,
+        /// Its value.
         value: String,
     },
     /// Remove a key and print the value it had; exit code 3 if there was none.
-    Del { name: String, key: String },
+    Del {
+        /// The map.
+        name: String,
+        /// The key.
+        key: String,
+    },
     /// Print all keys, in order.
-    List { name: String },
+    List {
+        /// The map.
+        name: String,
+    },
     /// Print all keys and values, in order of the keys, separated by a tabulator.
-    Dump { name: String },
+    Dump {
+        /// The map.
+        name: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum CounterCommand {
     /// Print the counter.
-    Get { name: String },
-    /// Add to the counter and print what it is then.
-    Add {
+    Get {
+        /// The counter.
         name: String,
+    },
+    /// Add to the counter and print what it is then. It stops at the least and the greatest 64-bit number.
+    Add {
+        /// The counter; made if it is not there.
+        name: String,
+        /// How much; may be negative.
         #[arg(default_value_t = 1, allow_negative_numbers = true)]
         amount: i64,
     },
@@ -40,16 +64,25 @@ pub(super) enum CounterCommand {
 #[derive(Debug, Subcommand)]
 pub(super) enum QueueCommand {
     /// Put an item at the end.
-    Push { name: String, item: String },
+    Push {
+        /// The queue; made if it is not there.
+        name: String,
+        /// The item.
+        item: String,
+    },
     /// Take the item at the front and print it; exit code 3 if the queue is empty.
     Pop {
+        /// The queue; made if it is not there and this waits.
         name: String,
         /// Wait for an item instead.
         #[arg(long)]
         wait: bool,
     },
     /// Print the number of items.
-    Len { name: String },
+    Len {
+        /// The queue.
+        name: String,
+    },
 }
 
 fn no_key(name: &str, key: &str) -> Failure {
