@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::say;
+
 /// Shared by whoever makes progress.
 #[derive(Clone, Debug)]
 pub(crate) struct Bar {
@@ -38,7 +40,7 @@ impl Bar {
         self.bar.inc(stanzas);
         let tenths = |done: u64| done * 10 / self.all.max(1);
         if !self.is_terminal && tenths(before) < tenths(before + stanzas) {
-            eprintln!("{} of {} stanzas", before + stanzas, self.all);
+            say::note(format_args!("{} of {} stanzas", before + stanzas, self.all));
         }
     }
 
@@ -52,7 +54,7 @@ impl Bar {
         if self.is_terminal {
             self.bar.println(line);
         } else {
-            eprintln!("{line}");
+            say::note(line);
         }
     }
 

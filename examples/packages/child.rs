@@ -13,6 +13,7 @@ use tokio::io::AsyncReadExt;
 use tokio::task::JoinSet;
 
 use crate::job::{Event, Fault, Job, Observer, Production, produce, work};
+use crate::say;
 
 /// First argument that makes this binary a child; the second is an [`Order`] in JSON.
 pub(crate) const BE_CHILD: &str = "--be-child";
@@ -51,7 +52,7 @@ pub(crate) fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
         .next()
         .and_then(|order| serde_json::from_str(order.to_str()?).ok());
     let Some(order) = order else {
-        eprintln!("{BE_CHILD} is for this program's own use");
+        say::note(format_args!("{BE_CHILD} is for this program's own use"));
         return ExitCode::from(2);
     };
     let runtime = match tokio::runtime::Builder::new_current_thread()
@@ -60,7 +61,7 @@ pub(crate) fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("cannot start a runtime: {error}");
+            say::note(format_args!("cannot start a runtime: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -76,7 +77,7 @@ pub(crate) fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
-            eprintln!("pid {}: {fault}", std::process::id());
+            say::note(format_args!("pid {}: {fault}", std::process::id()));
             ExitCode::FAILURE
         }
     }

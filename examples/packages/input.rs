@@ -8,6 +8,7 @@ use tempfile::NamedTempFile;
 
 use crate::Failure;
 use crate::control::{Place, Reader};
+use crate::say;
 
 const DEFAULT: &str = "/var/lib/dpkg/status";
 
@@ -113,7 +114,10 @@ impl Input {
                 Ok(_) => checked.stanzas += 1,
                 Err(malformed) => {
                     checked.malformed += 1;
-                    eprintln!("{}:{}: {}", self.name, malformed.line, malformed.why);
+                    say::note(format_args!(
+                        "{}:{}: {}",
+                        self.name, malformed.line, malformed.why
+                    ));
                 }
             }
         }

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::compare::Found;
 use crate::control::{Package, Place};
 use crate::input;
+use crate::say;
 
 /// Anything that went wrong on the way.
 pub(crate) type Fault = Box<dyn Error + Send + Sync>;
@@ -193,7 +194,9 @@ pub(crate) async fn produce(
             // Whether the last push took effect or not: the progress in the log knows.
             Err(fault) if failures < PATIENCE => {
                 failures += 1;
-                eprintln!("producer: {fault}; going on from the recorded progress");
+                say::note(format_args!(
+                    "producer: {fault}; going on from the recorded progress"
+                ));
             }
             Err(fault) => return Err(fault),
         }
@@ -307,7 +310,7 @@ pub(crate) async fn work(job: &Job, task: u32, observe: &Observer) -> Result<(),
             // Whether the transaction took effect or not: its stanza is in the queue if and only if it did not.
             Err(fault) if failures < PATIENCE => {
                 failures += 1;
-                eprintln!("worker {task}: {fault}; going on");
+                say::note(format_args!("worker {task}: {fault}; going on"));
             }
             Err(fault) => return Err(fault),
         }

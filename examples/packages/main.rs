@@ -22,8 +22,10 @@ mod job;
 mod processes;
 mod reference;
 mod report;
+mod say;
 mod servers;
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -49,8 +51,7 @@ fn main() -> ExitCode {
         Err(error) => Err(Failure::Failed(format!("cannot start a runtime: {error}"))),
     };
     match ended {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(done) => done,
         Err(failure) => failure.report(json),
     }
 }
@@ -69,7 +70,10 @@ impl From<Fault> for Failure {
         let mut why = fault.to_string();
         let mut source = fault.source();
         while let Some(cause) = source {
-            why = format!("{why}: {cause}");
+            let cause_text = cause.to_string();
+            if !why.contains(&cause_text) {
+                why = format!("{why}: {cause_text}");
+            }
             source = cause.source();
         }
         Self::Failed(why)
@@ -90,20 +94,19 @@ impl Failure {
             Self::Failed(why) => (why, 1),
         };
         let verdict = format!("failed: {why}");
-        if json {
-            println!(
-                "{:#}",
-                serde_json::json!({ "ok": false, "verdict": verdict })
-            );
+        let mut out = std::io::stdout();
+        let written = if json {
+            let value = serde_json::json!({ "ok": false, "verdict": verdict });
+            writeln!(out, "{value:#}")
         } else {
-            println!("{verdict}");
-        }
-        ExitCode::from(code)
+            writeln!(out, "{verdict}")
+        };
+        say::exit(written, ExitCode::from(code))
     }
 }
 
 /// Whatever is under way when a signal comes is dropped: processes are killed, temporary files removed.
-async fn run_until_told_to_stop(args: Args) -> Result<bool, Failure> {
+async fn run_until_told_to_stop(args: Args) -> Result<ExitCode, Failure> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
@@ -114,8 +117,8 @@ async fn run_until_told_to_stop(args: Args) -> Result<bool, Failure> {
     }
 }
 
-/// Does the job and reports; whether everything is as it should be.
-async fn run(args: Args) -> Result<bool, Failure> {
+/// Does the job and reports; successful if everything is as it should be.
+async fn run(args: Args) -> Result<ExitCode, Failure> {
     let input = Input::find(args.file.as_deref())?;
     let checked = input.check()?;
     let reference = reference::count(input.open()?)?;
@@ -137,8 +140,12 @@ async fn run(args: Args) -> Result<bool, Failure> {
         differences: &differences,
         work: &work,
     };
-    report.print(args.json)?;
-    Ok(differences.is_empty())
+    let code = if differences.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    };
+    Ok(say::exit(report.print(args.json), code))
 }
 
 /// The directory to use, made if it is not there, and what removes a temporary one.

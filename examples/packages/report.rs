@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::compare::{Differences, Found};
 use crate::reference::Reference;
+use crate::say;
 
 const ROWS: usize = 10;
 const NOTES: usize = 20;
@@ -100,13 +101,13 @@ impl Report<'_> {
     /// If standard output cannot be written.
     pub(crate) fn print(&self, as_json: bool) -> io::Result<()> {
         for note in self.differences.notes.iter().take(NOTES) {
-            eprintln!("differs: {note}");
+            say::note(format_args!("differs: {note}"));
         }
         if self.differences.notes.len() > NOTES {
-            eprintln!(
+            say::note(format_args!(
                 "differs: … and {} more",
                 self.differences.notes.len() - NOTES
-            );
+            ));
         }
         let mut out = io::stdout().lock();
         if as_json {

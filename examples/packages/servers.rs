@@ -10,6 +10,7 @@ use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal
 use tokio::process::{Child, Command};
 
 use crate::job::{Fault, pause};
+use crate::say;
 
 /// First argument that makes this binary the `milonga` command.
 pub(crate) const BE_MILONGA: &str = "--be-milonga";
@@ -19,7 +20,7 @@ const NAMES: [&str; 5] = ["sequencer-1", "unit-1a", "unit-1b", "unit-2a", "unit-
 /// The `milonga` command with these arguments; told to stop when the process that started it dies.
 pub(crate) fn be_milonga(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     if let Err(error) = set_parent_process_death_signal(Some(Signal::TERM)) {
-        eprintln!("cannot follow the parent process: {error}");
+        say::note(format_args!("cannot follow the parent process: {error}"));
         return ExitCode::FAILURE;
     }
     milonga::cli::run(std::iter::once("milonga".into()).chain(arguments))
@@ -42,7 +43,7 @@ impl Servers {
         if !init.status.success() {
             return Err(format!(
                 "no configuration: {}",
-                String::from_utf8_lossy(&init.stderr)
+                String::from_utf8_lossy(&init.stderr).trim_end()
             )
             .into());
         }
