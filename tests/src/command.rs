@@ -1,6 +1,7 @@
 //! The command `world`: draws seeds, runs them on all cores, and says what did not hold.
 
 mod plants;
+mod say;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -11,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use milonga_protocol::plants::{Plant, set};
+
+use say::{note, print};
 
 use crate::world::{Plan, Report, run, shrink, workloads};
 
@@ -87,7 +90,9 @@ impl Args {
 pub fn main() -> ExitCode {
     let args = Args::parse();
     if args.list_plants {
-        Plant::ALL.iter().for_each(|plant| println!("{plant:?}"));
+        Plant::ALL
+            .iter()
+            .for_each(|plant| print(format_args!("{plant:?}")));
         return ExitCode::SUCCESS;
     }
     let totals = match (args.seed, args.plant, args.plants) {
@@ -97,9 +102,12 @@ pub fn main() -> ExitCode {
         (None, None, false) => many(&args),
     };
     if args.json {
-        println!("{}", totals.json());
+        print(totals.json());
     } else {
-        println!("{} passed, {} failed", totals.passed, totals.failed);
+        print(format_args!(
+            "{} passed, {} failed",
+            totals.passed, totals.failed
+        ));
     }
     ExitCode::from(u8::from(totals.failed > 0))
 }
@@ -150,7 +158,7 @@ impl Totals {
     fn say(&self, began: Instant) {
         let real = began.elapsed().as_secs_f64();
         let faults: u64 = self.faults.values().sum();
-        eprintln!(
+        note(format_args!(
             "{} seeds: {:.2} cluster hours in {real:.1} s ({:.0} virtual seconds a second), {} operations \
              ({:.1} a virtual second, {:.0} % beside a fault), {faults} faults",
             self.seeds,
@@ -159,8 +167,8 @@ impl Totals {
             self.operations,
             self.operations as f64 / self.virtual_seconds.max(0.001),
             100.0 * self.overlapping as f64 / (self.operations.max(1)) as f64,
-        );
-        eprintln!("{:?}", self.faults);
+        ));
+        note(format_args!("{:?}", self.faults));
     }
 }
 
@@ -195,21 +203,21 @@ fn one(seed: u64, plant: Option<Plant>, args: &Args) -> Totals {
     let began = now();
     let plan = args.plan(seed);
     if args.trace {
-        eprintln!("{plan:#?}");
+        note(format_args!("{plan:#?}"));
     }
     let report = with_plant(plant, || run(&plan, seed, args.trace));
     for line in &report.lines {
         if args.json {
-            eprintln!("{line}");
+            note(line);
         } else {
-            println!("{line}");
+            print(line);
         }
     }
     if !args.trace {
         explain(&report, plant, args);
     }
     if !args.json {
-        println!("trace {:016x}", report.hash);
+        print(format_args!("trace {:016x}", report.hash));
     }
     let mut totals = Totals::default();
     totals.add(&report);
@@ -303,5 +311,5 @@ fn explain(report: &Report, plant: Option<Plant>, args: &Args) {
     text += &format!(
         "  repeat: cargo run --release -p milonga-tests --bin world -- --seed {seed} --trace{plant}{workload}{stretch}\n"
     );
-    eprint!("{text}");
+    note(text.trim_end());
 }

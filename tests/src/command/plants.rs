@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use milonga_protocol::plants::Plant;
 
+use super::say::print;
 use super::{Args, Totals, now, seeds, with_plant};
 use crate::world::{Report, invariants, run, shrink};
 
@@ -40,7 +41,10 @@ pub(super) fn look_for(wanted: &[Plant], args: &Args) -> Totals {
                 0 => String::new(),
                 _ => format!("; fail without it, too: {:?}", search.noise),
             };
-            println!("{text} ({:.1} s){noise}", began.elapsed().as_secs_f64());
+            print(format_args!(
+                "{text} ({:.1} s){noise}",
+                began.elapsed().as_secs_f64()
+            ));
         }
         let name = format!("{plant:?}");
         totals.plants.push(serde_json::json!({
@@ -105,7 +109,7 @@ fn print_matrix(matrix: &BTreeMap<String, BTreeMap<String, u64>>) {
             Some(count) => format!("{count:>4}"),
             None => format!("{:>4}", "."),
         });
-        println!("{plant:width$} {}", cells.collect::<String>());
+        print(format_args!("{plant:width$} {}", cells.collect::<String>()));
     }
     for (column, name) in names.iter().enumerate() {
         let by = matrix.values().filter(|broken| broken.contains_key(name));
@@ -113,6 +117,6 @@ fn print_matrix(matrix: &BTreeMap<String, BTreeMap<String, u64>>) {
             0 => "broken by no plant".to_owned(),
             count => format!("broken by {count} plants"),
         };
-        println!("column {:>2}: {name}: {by}", column + 1);
+        print(format_args!("column {:>2}: {name}: {by}", column + 1));
     }
 }
