@@ -128,7 +128,9 @@ impl Replica {
     /// Opens the map `name`, and registers it if nobody has.
     ///
     /// # Errors
-    /// [`OpenError::Type`] if the name belongs to an object of another type.
+    /// [`OpenError::Type`] if the name belongs to an object of another type; one that holds
+    /// [`ReadError::Unavailable`] if it is not open by the deadline, which begins with the call. What was read by then
+    /// is kept, so trying again goes on where this call ended.
     pub async fn map<K: Key, V: Value>(&self, name: &str) -> Result<Map<K, V>, OpenError> {
         Ok(Map(self.object(name).await?))
     }
@@ -161,7 +163,7 @@ impl Replica {
     /// All registered objects, linearizable.
     ///
     /// # Errors
-    /// [`ReadError`] if the directory cannot be read.
+    /// [`ReadError`] if the directory cannot be read by the deadline, which begins with the call.
     pub async fn directory(&self) -> Result<Vec<ObjectInfo>, ReadError> {
         open::directory(self.shared()).await
     }

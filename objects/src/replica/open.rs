@@ -4,12 +4,17 @@
 //! all streams from its first entry on. An object of which nothing was played joins at once; another one is loaded
 //! apart, from its stream alone and the verdicts that playback has kept, and joins at exactly the common position
 //! (rules 32, 39).
+//!
+//! A call has one deadline, around everything that it waits for. What it has read by then is kept, so that an object
+//! that takes longer to load is open after some more calls.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use milonga_protocol::sync::Mutex;
-use milonga_protocol::{AppendError, LogError, NewEntry, Position, StreamId, Tail, TailOf, Target};
+use milonga_protocol::{
+    AppendError, LogError, NewEntry, Position, StreamId, Tail, TailOf, Target, Time,
+};
 use tokio::sync::oneshot;
 
 use super::player::{Join, read_one};
@@ -27,25 +32,35 @@ const ROUNDS: u32 = 8;
 
 /// What openings share.
 pub(super) struct Opener {
-    ahead: tokio::sync::Mutex<Ahead>,
-    /// One opening of a stream at a time.
-    streams: Mutex<BTreeMap<StreamId, Arc<tokio::sync::Mutex<()>>>>,
+    /// The directory, read ahead.
+    ahead: tokio::sync::Mutex<Partly>,
+    streams: Mutex<BTreeMap<StreamId, Arc<Alone>>>,
 }
 
-/// The directory, read ahead.
-struct Ahead {
-    directory: Hosted,
+/// One opening of a stream at a time, and what an earlier one has left.
+type Alone = tokio::sync::Mutex<Option<Partly>>;
+
+/// An object that is being read apart. Complete after every part, so whoever reads may be dropped at any time.
+pub(super) struct Partly {
+    pub(super) hosted: Hosted,
     /// Everything of its stream below was read.
-    read: Position,
+    pub(super) read: Position,
+}
+
+impl Partly {
+    fn new<O: Object>(name: Arc<str>, from: Position) -> Self {
+        Self {
+            hosted: Hosted::new::<O>(name),
+            read: from,
+        }
+    }
 }
 
 impl Opener {
     pub(super) fn new() -> Self {
+        let directory = Partly::new::<Directory>(Directory::TYPE.into(), Position::ZERO);
         Self {
-            ahead: tokio::sync::Mutex::new(Ahead {
-                directory: Hosted::new::<Directory>(Directory::TYPE.into()),
-                read: Position::ZERO,
-            }),
+            ahead: tokio::sync::Mutex::new(directory),
             streams: Mutex::default(),
         }
     }
@@ -62,8 +77,9 @@ pub(super) async fn open<O: Object>(
             limit: MAX_NAME_BYTES,
         });
     }
+    let mut patience = Patience::new(shared);
     let kind = ObjectKind::of::<O>();
-    let info = find_or_register(shared, name, &kind).await?;
+    let info = find_or_register(shared, name, &kind, &mut patience).await?;
     let differs = |existing: String, wanted: String| OpenError::Type {
         name: Arc::clone(&info.name),
         existing,
@@ -72,12 +88,11 @@ pub(super) async fn open<O: Object>(
     if info.kind != kind {
         return Err(differs(info.kind.to_string(), kind.to_string()));
     }
-    let existing = host::<O>(shared, &info)
-        .await
-        .map_err(|source| OpenError::Read {
-            name: Arc::clone(&info.name),
-            source,
-        })?;
+    let hosted = host::<O>(shared, &info, &mut patience).await;
+    let existing = hosted.map_err(|source| OpenError::Read {
+        name: Arc::clone(&info.name),
+        source,
+    })?;
     match existing {
         None => Ok(info),
         // Same names of types and encodings, and yet two types of Rust.
@@ -89,26 +104,26 @@ async fn find_or_register(
     shared: &Arc<Shared>,
     name: &str,
     kind: &ObjectKind,
+    patience: &mut Patience,
 ) -> Result<ObjectInfo, OpenError> {
     let failed = |source| OpenError::Read {
         name: name.into(),
         source,
     };
-    let find = async || {
-        let directory = read_directory(shared).await.map_err(failed)?;
-        Ok(directory.get(name).cloned())
-    };
-    if let Some(info) = find().await? {
-        return Ok(info);
+    let directory = read_directory(shared, patience).await.map_err(failed)?;
+    if let Some(info) = directory.get(name) {
+        return Ok(info.clone());
     }
     let register = || OpenError::Register {
         name: name.into(),
         source: AppendError::Closed,
     };
-    let appended = shared.log.append(registration(shared, name, kind)).await;
-    let found = find().await?;
-    match (appended, found) {
-        (_, Some(info)) => Ok(info),
+    let appended = shared.log.append(registration(shared, name, kind));
+    let appended = patience.within("its registration", appended).await;
+    let appended = appended.map_err(failed)?;
+    let directory = read_directory(shared, patience).await.map_err(failed)?;
+    match (appended, directory.get(name)) {
+        (_, Some(info)) => Ok(info.clone()),
         (Err(source), None) => Err(OpenError::Register {
             name: name.into(),
             source,
@@ -140,33 +155,24 @@ fn registration(shared: &Shared, name: &str, kind: &ObjectKind) -> NewEntry {
 
 /// All registered objects, linearizable.
 pub(super) async fn directory(shared: &Arc<Shared>) -> Result<Vec<ObjectInfo>, ReadError> {
-    let directory = read_directory(shared).await?;
+    let directory = read_directory(shared, &mut Patience::new(shared)).await?;
     Ok(directory.objects().cloned().collect())
 }
 
 /// The directory as of a tail check made now.
-async fn read_directory(shared: &Arc<Shared>) -> Result<Directory, ReadError> {
+async fn read_directory(
+    shared: &Arc<Shared>,
+    patience: &mut Patience,
+) -> Result<Directory, ReadError> {
     shared.syncs.check()?;
-    let mut ahead = shared.opener.ahead.lock().await;
-    let tail = tail_of_directory(shared).await?;
+    let ahead = shared.opener.ahead.lock();
+    let mut ahead = patience.within("the directory", ahead).await?;
+    let tail = tail_of_directory(shared, patience).await?;
     shared.syncs.heard_of(tail.epoch);
     // Also what others are registering now, so that an own registration of unknown outcome is found.
     let target = tail.granted();
-    if target.to > ahead.read {
-        // Read into a copy: whoever waits here may be dropped in the middle.
-        let known = state(&ahead.directory)?.clone();
-        let mut directory = Hosted::with_state(Directory::TYPE.into(), known);
-        let read = load_to(
-            shared,
-            StreamId::DIRECTORY,
-            &mut directory,
-            ahead.read,
-            target,
-        )
-        .await?;
-        *ahead = Ahead { directory, read };
-    }
-    let directory = state(&ahead.directory)?.clone();
+    load_to(shared, StreamId::DIRECTORY, &mut ahead, target, patience).await?;
+    let directory = state(&ahead.hosted)?.clone();
     shared.registered(directory.streams());
     Ok(directory)
 }
@@ -181,11 +187,17 @@ fn state(hosted: &Hosted) -> Result<&Directory, ReadError> {
     }
 }
 
-async fn tail_of_directory(shared: &Arc<Shared>) -> Result<Tail, ReadError> {
+async fn tail_of_directory(
+    shared: &Arc<Shared>,
+    patience: &mut Patience,
+) -> Result<Tail, ReadError> {
     let streams = TailOf::Streams(Arc::from([StreamId::DIRECTORY]));
-    let mut patience = Patience::new(shared);
     loop {
-        match shared.log.tail(streams.clone()).await {
+        let tail = shared.log.tail(streams.clone());
+        match patience
+            .within("a tail check of the directory", tail)
+            .await?
+        {
             Ok(tail) => return Ok(tail),
             Err(error) => patience.after(error, Position::ZERO).await?,
         }
@@ -196,15 +208,14 @@ async fn tail_of_directory(shared: &Arc<Shared>) -> Result<Tail, ReadError> {
 async fn host<O: Object>(
     shared: &Arc<Shared>,
     info: &ObjectInfo,
+    patience: &mut Patience,
 ) -> Result<Option<&'static str>, ReadError> {
     let stream = info.stream;
     let alone = Arc::clone(lock(&shared.opener.streams).entry(stream).or_default());
-    let _alone = alone.lock().await;
-    if let Some(hosted) = shared.world().get(stream) {
-        let same = hosted.state::<O>().is_some();
-        let existing = (!same).then(|| hosted.type_name());
-        // Whoever opened it may have gone before tail checks learned of it.
-        shared.hosted_changed();
+    let others = "another opening of the same object";
+    let mut partly = patience.within(others, alone.lock()).await?;
+    if let Some(existing) = hosted_as::<O>(shared, stream) {
+        *partly = None;
         return Ok(existing);
     }
     let new = Hosted::new::<O>(Arc::clone(&info.name));
@@ -216,19 +227,23 @@ async fn host<O: Object>(
         object = &*info.name,
         "loading an object whose stream was played already"
     );
-    let mut hosted = Hosted::new::<O>(Arc::clone(&info.name));
-    let mut loaded = info.registered;
+    let left = partly
+        .take()
+        .filter(|left| left.hosted.state::<O>().is_some());
+    let name = Arc::clone(&info.name);
+    let left = left.unwrap_or_else(|| Partly::new::<O>(name, info.registered));
+    let loading = partly.insert(left);
     for _ in 0..ROUNDS {
         let applied = shared.world().applied();
-        if applied.0.saturating_sub(loaded.0) < CLOSE_ENOUGH {
+        if applied.0.saturating_sub(loading.read.0) < CLOSE_ENOUGH {
             break;
         }
-        loaded = load(shared, stream, &mut hosted, loaded, applied).await?;
+        load(shared, stream, loading, applied, patience).await?;
     }
+    let loaded = partly.take().expect("just inserted");
     let (done, joined) = oneshot::channel();
     lock(&shared.joins).push(Join {
         stream,
-        hosted,
         loaded,
         done,
     });
@@ -237,72 +252,128 @@ async fn host<O: Object>(
         lock(&shared.joins).clear();
     }
     shared.player.notify_one();
-    match joined.await {
-        Ok(result) => result.map(|()| None),
+    match patience.within("playback, to join it", joined).await? {
+        // Whoever came later while an earlier call had gone may have joined as something else.
+        Ok(result) => result.map(|()| hosted_as::<O>(shared, stream).flatten()),
         Err(_) => Err(shared.check_halted().err().unwrap_or(ReadError::Closed)),
     }
 }
 
-/// Feeds `hosted` what its stream has in `from..applied`, all of which was played. Returns the new end.
+/// `Some`: the object is part of the world, and if it is another type than `O`, this one.
+fn hosted_as<O: Object>(shared: &Shared, stream: StreamId) -> Option<Option<&'static str>> {
+    let existing = {
+        let world = shared.world();
+        let hosted = world.get(stream)?;
+        let same = hosted.state::<O>().is_some();
+        (!same).then(|| hosted.type_name())
+    };
+    // Whoever opened it may have gone before tail checks learned of it.
+    shared.hosted_changed();
+    Some(existing)
+}
+
+/// Feeds `loading` what its stream has below `applied`, all of which was played.
 pub(super) async fn load(
     shared: &Arc<Shared>,
     stream: StreamId,
-    hosted: &mut Hosted,
-    from: Position,
+    loading: &mut Partly,
     applied: Position,
-) -> Result<Position, ReadError> {
+    patience: &mut Patience,
+) -> Result<(), ReadError> {
     let epoch = shared.syncs.epoch();
     let target = Target { epoch, to: applied };
-    load_to(shared, stream, hosted, from, target).await
+    load_to(shared, stream, loading, target, patience).await
 }
 
 async fn load_to(
     shared: &Arc<Shared>,
     stream: StreamId,
-    hosted: &mut Hosted,
-    mut from: Position,
+    loading: &mut Partly,
     mut target: Target,
-) -> Result<Position, ReadError> {
-    let mut patience = Patience::new(shared);
-    while from < target.to {
-        let max_bytes = shared.options.part_bytes;
-        let part = match read_one(&shared.log, stream, from, target, max_bytes).await {
+    patience: &mut Patience,
+) -> Result<(), ReadError> {
+    while loading.read < target.to {
+        let (from, max_bytes) = (loading.read, shared.options.part_bytes);
+        let part = read_one(&shared.log, stream, from, target, max_bytes);
+        let part = match patience.within("a read of its entries", part).await? {
             Ok(part) => part,
             Err(error) => {
                 patience.after(error, from).await?;
                 continue;
             }
         };
-        patience = Patience::new(shared);
+        patience.progress();
+        // From here to the new end nothing waits.
         let aborted = shared.world().aborted_between(from, part.complete);
         for (position, entry) in &part.entries {
-            hosted.load(stream, *position, entry, |record| {
+            loading.hosted.load(stream, *position, entry, |record| {
                 aborted.binary_search(&(*position, record)).is_ok()
             });
         }
-        from = part.complete;
+        loading.read = part.complete;
         // Lowered if the epoch has ended.
         target.to = target.to.min(part.target.to);
         pause().await;
     }
-    Ok(from)
+    Ok(())
 }
 
-/// Waits after errors, up to the deadline.
-struct Patience {
-    deadline: milonga_protocol::Time,
-    waited_ms: u64,
+/// Waits for things, and after errors, up to one deadline.
+pub(super) struct Patience {
+    deadline: Time,
+    /// Begins anew with every part that was read.
+    renewed: bool,
     backoff: Backoff,
+    /// The last error, for people.
+    obstacle: Option<String>,
     shared: Arc<Shared>,
 }
 
 impl Patience {
+    /// A deadline from now on.
     fn new(shared: &Arc<Shared>) -> Self {
         Self {
             deadline: shared.env.now().after(shared.options.deadline),
-            waited_ms: millis(shared.options.deadline),
+            renewed: false,
             backoff: Backoff::new(&shared.env),
+            obstacle: None,
             shared: Arc::clone(shared),
+        }
+    }
+
+    /// As long as it goes on.
+    pub(super) fn renewed(shared: &Arc<Shared>) -> Self {
+        Self {
+            renewed: true,
+            ..Self::new(shared)
+        }
+    }
+
+    fn progress(&mut self) {
+        self.backoff = Backoff::new(&self.shared.env);
+        self.obstacle = None;
+        if self.renewed {
+            self.deadline = self.shared.env.now().after(self.shared.options.deadline);
+        }
+    }
+
+    /// Waits for `work`.
+    async fn within<T>(&self, what: &str, work: impl Future<Output = T>) -> Result<T, ReadError> {
+        let env = &self.shared.env;
+        if env.now() >= self.deadline {
+            return Err(self.late(what));
+        }
+        tokio::select! {
+            biased;
+            done = work => Ok(done),
+            () = env.sleep_until(self.deadline) => Err(self.late(what)),
+        }
+    }
+
+    fn late(&self, what: &str) -> ReadError {
+        ReadError::Unavailable {
+            what: self.obstacle.clone().unwrap_or_else(|| what.to_owned()),
+            waited_ms: millis(self.shared.options.deadline),
         }
     }
 
@@ -314,12 +385,9 @@ impl Patience {
                 Err(ReplicaHalt::Log { applied, source }.into())
             }
             LogError::Unavailable { what, .. } => {
-                let waited_ms = self.waited_ms;
-                if self.shared.env.now() >= self.deadline {
-                    return Err(ReadError::Unavailable { what, waited_ms });
-                }
-                self.backoff.sleep().await;
-                Ok(())
+                self.obstacle = Some(what);
+                let pause = self.backoff.sleep();
+                self.within("the log", pause).await
             }
             source => Err(ReadError::Log { source }),
         }

@@ -6,7 +6,8 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ReplicaOptions {
-    /// How long an update, read, snapshot, opening or transaction's read may take. Default 30 s.
+    /// How long an update, read, snapshot, opening or transaction may take, from the call on and with everything that
+    /// it waits for. Default 30 s.
     pub deadline: Duration,
     /// How often a transaction is tried before its conflict is the outcome. Default 16.
     pub tx_attempts: u32,

@@ -7,24 +7,23 @@ use milonga_protocol::{
 };
 use tokio::sync::oneshot;
 
+use super::open::{Partly, Patience, load};
 use super::submit::Batch;
 use super::{Backoff, Shared, lock, pause};
 use crate::error::{ReadError, ReplicaHalt, UpdateError};
 use crate::playback::{Content, Plan, Playback};
 use crate::slot::Outcome;
 use crate::versions::Verdict;
-use crate::world::{Hosted, RecordOutcome};
+use crate::world::RecordOutcome;
 
 /// Records that are applied under one hold of the world's lock, about: readers wait for no more.
 const RECORDS_PER_SLICE: usize = 128;
 
 /// An object that was loaded apart and wants to join.
 pub(crate) struct Join {
-    pub(crate) stream: StreamId,
-    pub(crate) hosted: Hosted,
-    /// Everything of its stream below was loaded.
-    pub(crate) loaded: Position,
-    pub(crate) done: oneshot::Sender<Result<(), ReadError>>,
+    pub(super) stream: StreamId,
+    pub(super) loaded: Partly,
+    pub(super) done: oneshot::Sender<Result<(), ReadError>>,
 }
 
 struct Player {
@@ -275,16 +274,12 @@ impl Player {
                 return;
             };
             let applied = self.shared.world().applied();
-            let loaded = super::open::load(
-                &self.shared,
-                join.stream,
-                &mut join.hosted,
-                join.loaded,
-                applied,
-            );
-            let result = loaded.await.map(|_| {
+            let mut patience = Patience::renewed(&self.shared);
+            let loading = &mut join.loaded;
+            let loaded = load(&self.shared, join.stream, loading, applied, &mut patience).await;
+            let result = loaded.map(|()| {
                 let mut world = self.shared.world_mut();
-                world.join_loaded(join.stream, join.hosted);
+                world.join_loaded(join.stream, join.loaded.hosted);
             });
             if result.is_ok() {
                 self.shared.hosted_changed();

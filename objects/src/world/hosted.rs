@@ -21,13 +21,9 @@ pub(crate) struct Hosted {
 
 impl Hosted {
     pub(crate) fn new<O: Object>(name: Arc<str>) -> Self {
-        Self::with_state(name, O::default())
-    }
-
-    pub(crate) fn with_state<O: Object>(name: Arc<str>, state: O) -> Self {
         Self {
             name,
-            state: Box::new(Live(state)),
+            state: Box::new(Live(O::default())),
             halted: None,
         }
     }
