@@ -279,8 +279,8 @@ fn explain(report: &Report, plant: Option<Plant>, args: &Args) {
         return;
     };
     let seed = report.seed;
-    let (plan, small) = with_plant(plant, || shrink(&args.plan(seed), report, 40));
-    let again = with_plant(plant, || run(&plan, seed, true));
+    let (plan, small) = with_plant(plant, || shrink(&args.plan(seed), report, 80));
+    let again = with_plant(plant, || run(&plan, small.seed, true));
     let mut text = format!(
         "seed {seed}: {} at {}\n  {}\n",
         failure.invariant, failure.at, failure.what

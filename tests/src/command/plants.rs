@@ -86,7 +86,7 @@ fn search(plant: Plant, args: &Args) -> (Search, u64) {
 
 fn found(plant: Plant, report: &Report, tried: u64, args: &Args) -> String {
     let seed = report.seed;
-    let (smaller, report) = with_plant(Some(plant), || shrink(&args.plan(seed), report, 60));
+    let (smaller, report) = with_plant(Some(plant), || shrink(&args.plan(seed), report, 120));
     let failure = report.failure.map(|failure| failure.invariant);
     format!(
         "{plant:?} found by seed {seed} ({}) after {tried} seeds: {} ({} faults, {} clients)",
