@@ -4,6 +4,9 @@
 mod models;
 
 use std::any::Any;
+use std::collections::BTreeMap;
+use std::marker::PhantomData;
+use std::pin::Pin;
 use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -53,7 +56,7 @@ struct SlotState {
     /// The deadline passed after this many milliseconds; an outcome may still come.
     given_up: Option<u64>,
     waker: Option<Waker>,
-    settlers: Vec<Waker>,
+    settlers: Settlers,
     heir: Option<Heir>,
     expecting: Option<Expecting>,
 }
@@ -81,7 +84,7 @@ impl Slot {
             return;
         }
         let waker = state.waker.take();
-        let settlers = std::mem::take(&mut state.settlers);
+        let settlers = std::mem::take(&mut state.settlers.wakers);
         let expecting = state.expecting.take();
         let mut inheritance = None;
         match (state.heir.take(), outcome) {
@@ -105,6 +108,7 @@ impl Slot {
             heir(output);
         }
         drop(expecting);
+        let settlers = settlers.into_values();
         waker.into_iter().chain(settlers).for_each(Waker::wake);
     }
 
@@ -163,15 +167,45 @@ impl Slot {
         Poll::Pending
     }
 
-    /// For `settle`: ready when an outcome is known.
-    pub(crate) fn poll_settled<T: 'static>(&self, cx: &Context<'_>) -> Poll<Settled<T>> {
-        let mut state = self.lock();
+    /// For `settle`: resolves when an outcome is known.
+    pub(crate) fn settled<T: 'static>(&self) -> Settling<'_, T> {
+        Settling {
+            slot: self,
+            number: None,
+            output: PhantomData,
+        }
+    }
+}
+
+/// Calls of `settle` that wait for the outcome, each with a number.
+#[derive(Default)]
+struct Settlers {
+    wakers: BTreeMap<u64, Waker>,
+    next: u64,
+}
+
+/// A call that waits for an outcome, listed in the slot until it ends.
+pub(crate) struct Settling<'a, T> {
+    slot: &'a Slot,
+    /// Among the slot's settlers.
+    number: Option<u64>,
+    output: PhantomData<fn() -> T>,
+}
+
+impl<T: 'static> Future for Settling<'_, T> {
+    type Output = Settled<T>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Settled<T>> {
+        let slot = self.slot;
+        let mut state = slot.lock();
         let settled = match &mut state.outcome {
             None => {
-                // As many as there are calls: a call that is polled again by the same task is not added twice.
-                if !state.settlers.iter().any(|w| w.will_wake(cx.waker())) {
-                    state.settlers.push(cx.waker().clone());
-                }
+                let settlers = &mut state.settlers;
+                let number = *self.number.get_or_insert_with(|| {
+                    settlers.next += 1;
+                    settlers.next
+                });
+                settlers.wakers.insert(number, cx.waker().clone());
                 return Poll::Pending;
             }
             Some(Outcome::Applied { position, output }) => Settled::Applied {
@@ -196,5 +230,45 @@ impl Slot {
             Some(Outcome::Aborted { .. } | Outcome::Failed(_)) => Settled::Never,
         };
         Poll::Ready(settled)
+    }
+}
+
+impl<T> Drop for Settling<'_, T> {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            let waker = self.slot.lock().settlers.wakers.remove(&number);
+            // Outside the lock.
+            drop(waker);
+        }
+    }
+}
+
+#[cfg(all(test, not(milonga_loom)))]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    /// A ticket may be asked about for ever, by ever new tasks.
+    #[test]
+    fn calls_of_settle_that_ended_leave_nothing_behind() {
+        let slot = Slot::new(None, None);
+        let mut waiting = slot.settled::<i64>();
+        assert!((&mut waiting).now_or_never().is_none());
+        for _ in 0..100 {
+            assert!(slot.settled::<i64>().now_or_never().is_none());
+        }
+        assert_eq!(slot.lock().settlers.wakers.len(), 1);
+        slot.resolve(Outcome::Committed {
+            position: Position(3),
+        });
+        assert_eq!(
+            waiting.now_or_never(),
+            Some(Settled::Applied {
+                position: Position(3),
+                output: None,
+            })
+        );
+        assert!(slot.lock().settlers.wakers.is_empty());
     }
 }

@@ -198,16 +198,20 @@ impl Replica {
 
     /// What became of an update whose outcome was unknown. Waits for an answer until the deadline.
     pub async fn settle<T: Send + 'static>(&self, ticket: &Ticket) -> Settled<T> {
+        let until = self
+            .shared()
+            .env
+            .now()
+            .after(self.shared().options.deadline);
         // The entry may be in the log already, or on its way; then playing through all that was granted finds it.
         let synced = self.shared().syncs.sync(Reach::Granted).await;
-        let mut settled = std::pin::pin!(std::future::poll_fn(|cx| ticket.0.poll_settled(cx)));
         let patience = match synced {
-            Ok(()) => self.shared().env.sleep(self.shared().options.deadline),
+            Ok(()) => self.shared().env.sleep_until(until),
             Err(_) => self.shared().env.sleep(Duration::ZERO),
         };
         tokio::select! {
             biased;
-            settled = &mut settled => settled,
+            settled = ticket.0.settled() => settled,
             () = patience => Settled::Unknown,
         }
     }

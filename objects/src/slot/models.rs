@@ -54,7 +54,7 @@ fn an_output_is_given_once_also_to_who_gave_up() {
         let settled = match block_on(poll_fn(|cx| slot.poll(cx))) {
             Ok(Outcome::Applied { output, .. }) => output.is_some(),
             Err(UpdateError::OutcomeUnknown { ticket, .. }) => {
-                let settled = block_on(poll_fn(|cx| ticket.0.poll_settled::<i64>(cx)));
+                let settled = block_on(ticket.0.settled::<i64>());
                 matches!(
                     settled,
                     Settled::Applied {
