@@ -296,3 +296,15 @@ fn positions_that_make_no_sense_are_usage_errors_and_following_ends_well() {
     assert!(line.ends_with("a\n"), "{line}");
     assert_eq!(stop(follow, "INT"), (Some(0), String::new()));
 }
+
+#[test]
+fn logs_that_go_into_a_file_are_plain_text() {
+    let (_folder, dir) = folder();
+    let mut add = command(&["counter", "add", "c", "--dir", &dir]);
+    let (code, text) = run(add.env("RUST_LOG", "info"));
+    assert_eq!(code, Some(0));
+    assert!(
+        text.contains("recovered") && !text.contains('\x1b'),
+        "{text}"
+    );
+}
