@@ -371,7 +371,9 @@ fn merged(parts: Vec<ChainPart>, target: Target) -> StreamPart {
         entries.extend(shown.take_while(|(position, _)| *position < complete));
     }
     // Runs of ascending positions, one for each chain: what the stable sort is best at.
-    entries.sort_by_key(|(position, _)| *position);
+    if !plants::acts(Plant::ChainsUnmerged, 20) {
+        entries.sort_by_key(|(position, _)| *position);
+    }
     if chunked {
         // An entry of several streams may have come with several parts of a long list of streams.
         entries.dedup_by_key(|(position, _)| *position);

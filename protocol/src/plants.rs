@@ -77,6 +77,8 @@ plants! {
     SettledByAnyReplica,
     /// What is not known to be settled is read at the head (rule 6; F2).
     ReadsAtHead,
+    /// What the chains have of a stream is not brought into one order, now and then (clause 6; Tango §5).
+    ChainsUnmerged,
     /// What the tail does not have below an epoch's start is taken for junk (rule 9).
     ClosedIsJunk,
     /// Below an epoch's start the head alone says what a position holds (rules 9 and 11).
