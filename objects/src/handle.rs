@@ -3,6 +3,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::time::Duration;
 
 use milonga_protocol::{Position, StreamId, Time};
 
@@ -110,7 +111,7 @@ impl<O: Object> Handle<O> {
             streams: vec![self.info.stream],
             slot: Slot::new(Some(Arc::clone(&self.info.name)), convert),
             lane: self.lane,
-            deadline: Time::default(),
+            deadline: Time::from_start(Duration::MAX),
         });
         Update::new(self.replica.clone(), item)
     }

@@ -740,3 +740,95 @@ async fn transactional_pops_of_one_process_never_conflict() {
     // An aborted transaction leaves its commit record in the log.
     assert!(entries <= 2 + 2 * ITEMS, "{entries} entries");
 }
+
+/// Of [`support::short`], and how late a timer may be.
+const DEADLINE: u64 = 200;
+const LATE: u64 = 20;
+
+/// Attempts made by the deadline of [`support::short`], which a transaction must not outlive.
+async fn attempts_in_time<F>(replica: &Replica, closure: F) -> u32
+where
+    F: AsyncFnOnce(&mut Tx) -> Result<(), Infallible> + Clone,
+{
+    let env = TestEnv::seeded(7);
+    let begun = env.now();
+    let error = replica.transaction(closure).await.unwrap_err();
+    let took = env.now().since(begun).as_millis();
+    assert!(took <= u128::from(DEADLINE + LATE), "took {took} ms");
+    assert!(error.is_retryable(), "{error}");
+    match error {
+        TransactionError::Unavailable {
+            attempts,
+            waited_ms: DEADLINE,
+            ..
+        } => attempts,
+        error => panic!("{error:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_attempts_of_a_transaction_share_one_deadline() {
+    let log = MemoryLog::new();
+    let (a, b) = (replica_with(&log, 1, support::short()), replica(&log, 2));
+    let map = a.map::<u64, u64>("map").await.unwrap();
+    let rival = b.map::<u64, u64>("map").await.unwrap();
+    let env = TestEnv::seeded(3);
+    log.set_gate(Some(Arc::new(move |_| {
+        env.sleep(std::time::Duration::from_millis(8))
+    })));
+    // Each attempt is overtaken, and well in time.
+    let attempts = attempts_in_time(&a, async |tx| {
+        let value = tx.get(&map, &1).unwrap_or(0);
+        rival.insert(1, value + 1).await.unwrap();
+        tx.insert(&map, 1, value);
+        Ok(())
+    });
+    let attempts = attempts.await;
+    assert!((1..16).contains(&attempts), "{attempts} attempts");
+    log.set_gate(None);
+    // What the closure waits for counts: nothing is written too late.
+    let before = a.sync().await.unwrap();
+    let attempts = attempts_in_time(&a, async |tx| {
+        tx.insert(&map, 2, 2);
+        support::pause(60_000).await;
+        Ok(())
+    });
+    assert_eq!(attempts.await, 0);
+    assert_eq!(a.sync().await.unwrap(), before);
+}
+
+/// It waits for an item that another one has taken, but not until it is too late to take it.
+#[tokio::test(start_paused = true)]
+async fn a_transaction_in_a_crowd_takes_an_item_before_its_deadline() {
+    let log = MemoryLog::new();
+    let a = replica_with(&log, 1, support::short());
+    let queue = a.queue::<u64>("queue").await.unwrap();
+    queue.push(5).await.unwrap();
+    let holder = {
+        let (a, queue) = (a.clone(), queue.clone());
+        spawn(async move {
+            a.transaction(async |tx| {
+                let item = tx.pop(&queue);
+                support::pause(DEADLINE - 10).await;
+                Ok::<_, Infallible>(item)
+            })
+            .await
+        })
+    };
+    support::pause(5).await;
+    let env = TestEnv::seeded(7);
+    let begun = env.now();
+    let outcome = a
+        .transaction(async |tx| Ok::<_, Infallible>(tx.pop(&queue)))
+        .await
+        .unwrap();
+    let waited = env.now().since(begun).as_millis();
+    assert_eq!(outcome.committed(), Some(Some(5)));
+    assert!((90..150).contains(&waited), "waited {waited} ms");
+    // The holder's commit conflicts, and then there is nothing left.
+    let held = holder.await.unwrap();
+    assert!(!matches!(
+        held,
+        Ok(Outcome::Committed { value: Some(_), .. })
+    ));
+}

@@ -37,6 +37,18 @@ pub enum TransactionError<E> {
         /// Positions.
         window: u64,
     },
+    /// The deadline passed between or during attempts, none of which committed; nothing was written.
+    #[error(
+        "no commit within {waited_ms} ms and {attempts} attempts: {what}; nothing was written, try again"
+    )]
+    Unavailable {
+        /// Attempts that ended with a conflict.
+        attempts: u32,
+        /// What was waited for.
+        what: String,
+        /// How long.
+        waited_ms: u64,
+    },
     /// What it reads cannot be read; nothing was written.
     #[error("the transaction could not read; nothing was written")]
     Read {
@@ -58,7 +70,7 @@ impl<E> TransactionError<E> {
         match self {
             Self::Read { source } => source.is_retryable(),
             Self::Commit { source } => source.is_retryable(),
-            Self::TooSlow { .. } => true,
+            Self::TooSlow { .. } | Self::Unavailable { .. } => true,
             _ => false,
         }
     }

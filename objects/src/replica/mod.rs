@@ -43,7 +43,7 @@ use open::Opener;
 use pace::{millis, pause, tick, until};
 
 pub use options::ReplicaOptions;
-pub(crate) use pace::Backoff;
+pub(crate) use pace::{Backoff, Deadline};
 pub(crate) use shared::Shared;
 
 /// Replicated objects over a log: opens them, reads and changes them, alone and together. Clones share it.

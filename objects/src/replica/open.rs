@@ -12,13 +12,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use milonga_protocol::sync::Mutex;
-use milonga_protocol::{
-    AppendError, LogError, NewEntry, Position, StreamId, Tail, TailOf, Target, Time,
-};
+use milonga_protocol::{AppendError, LogError, NewEntry, Position, StreamId, Tail, TailOf, Target};
 use tokio::sync::oneshot;
 
 use super::player::{Join, read_one};
-use super::{Backoff, Shared, lock, millis, pause};
+use super::{Backoff, Deadline, Shared, lock, pause};
 use crate::directory::{Directory, DirectoryOp, MAX_NAME_BYTES, ObjectInfo, ObjectKind};
 use crate::error::{OpenError, ReadError, ReplicaHalt};
 use crate::object::Object;
@@ -320,8 +318,8 @@ async fn load_to(
 
 /// Waits for things, and after errors, up to one deadline.
 pub(super) struct Patience {
-    deadline: Time,
-    /// Begins anew with every part that was read.
+    deadline: Deadline,
+    /// It begins anew with every part that was read.
     renewed: bool,
     backoff: Backoff,
     /// The last error, for people.
@@ -333,7 +331,7 @@ impl Patience {
     /// A deadline from now on.
     fn new(shared: &Arc<Shared>) -> Self {
         Self {
-            deadline: shared.env.now().after(shared.options.deadline),
+            deadline: Deadline::new(&shared.env, shared.options.deadline),
             renewed: false,
             backoff: Backoff::new(&shared.env),
             obstacle: None,
@@ -353,28 +351,17 @@ impl Patience {
         self.backoff = Backoff::new(&self.shared.env);
         self.obstacle = None;
         if self.renewed {
-            self.deadline = self.shared.env.now().after(self.shared.options.deadline);
+            self.deadline = Deadline::new(&self.shared.env, self.shared.options.deadline);
         }
     }
 
     /// Waits for `work`.
     async fn within<T>(&self, what: &str, work: impl Future<Output = T>) -> Result<T, ReadError> {
-        let env = &self.shared.env;
-        if env.now() >= self.deadline {
-            return Err(self.late(what));
-        }
-        tokio::select! {
-            biased;
-            done = work => Ok(done),
-            () = env.sleep_until(self.deadline) => Err(self.late(what)),
-        }
-    }
-
-    fn late(&self, what: &str) -> ReadError {
-        ReadError::Unavailable {
+        let done = self.deadline.within(work).await;
+        done.ok_or_else(|| ReadError::Unavailable {
             what: self.obstacle.clone().unwrap_or_else(|| what.to_owned()),
-            waited_ms: millis(self.shared.options.deadline),
-        }
+            waited_ms: self.deadline.waited_ms,
+        })
     }
 
     async fn after(&mut self, error: LogError, applied: Position) -> Result<(), ReadError> {

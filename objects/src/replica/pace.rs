@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use milonga_protocol::{BoxFuture, SharedEnv};
+use milonga_protocol::{BoxFuture, SharedEnv, Time};
 
 pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
@@ -36,6 +36,40 @@ pub(super) fn pause() -> impl Future<Output = ()> {
         cx.waker().wake_by_ref();
         std::task::Poll::Pending
     })
+}
+
+/// When a call ends, whatever it waits for.
+pub(crate) struct Deadline {
+    env: SharedEnv,
+    pub(crate) at: Time,
+    /// How long that is from its begin on.
+    pub(crate) waited_ms: u64,
+}
+
+impl Deadline {
+    pub(crate) fn new(env: &SharedEnv, patience: Duration) -> Self {
+        Self {
+            env: Arc::clone(env),
+            at: env.now().after(patience),
+            waited_ms: millis(patience),
+        }
+    }
+
+    pub(crate) fn has_passed(&self) -> bool {
+        self.env.now() >= self.at
+    }
+
+    /// Waits for `work`; `None` if the deadline passes, or has.
+    pub(crate) async fn within<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        if self.has_passed() {
+            return None;
+        }
+        tokio::select! {
+            biased;
+            done = work => Some(done),
+            () = self.env.sleep_until(self.at) => None,
+        }
+    }
 }
 
 /// Waits between attempts: doubling, jittered, bounded.

@@ -73,7 +73,8 @@ impl Shared {
             }
         }
         drop(world);
-        item.deadline = self.env.now().after(self.options.deadline);
+        let deadline = self.env.now().after(self.options.deadline);
+        item.deadline = item.deadline.min(deadline);
         self.submit.push(item)
     }
 

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 
-use milonga_protocol::{EntryId, Position};
+use milonga_protocol::{EntryId, Position, Time};
 
 use crate::error::{ReadError, TransactionError};
 use crate::replica::sync::Reach;
-use crate::replica::{Backoff, Replica};
+use crate::replica::{Backoff, Deadline, Replica, Shared};
 use crate::versions::Clash;
 
 use tx::Crowd;
@@ -23,7 +23,8 @@ pub use tx::{Len, Tx};
 /// A world that lacks an object is renewed so many times.
 pub(super) const RENEWALS: u32 = 3;
 
-/// How long a transaction waits for queue items that others have taken: an append takes a fraction of it.
+/// How long a transaction waits for queue items that others have taken, but not more than half of its deadline: an
+/// append takes a fraction of it.
 const CROWD_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How a transaction ended.
@@ -71,6 +72,8 @@ impl Replica {
     /// * The closure may run several times, so it should have no other effects. It sees its own writes.
     /// * `Err` from the closure ends the transaction; nothing is written.
     /// * A transaction that writes nothing never conflicts, and one that reads nothing never does.
+    /// * All attempts share one deadline ([`ReplicaOptions::deadline`](crate::ReplicaOptions::deadline)), which begins
+    ///   with this call; what the closure waits for counts, and is dropped when it passes.
     /// * Dropping the future while it commits leaves the outcome open; it takes effect once or not at all.
     ///
     /// # Errors
@@ -81,28 +84,14 @@ impl Replica {
     {
         let shared = self.shared();
         let most = shared.options.tx_attempts.max(1);
-        let mut backoff = Backoff::between(
-            &shared.env,
-            Duration::from_micros(500),
-            Duration::from_millis(50),
-        );
-        let (mut attempts, mut renewals) = (0, 0);
-        let mut crowded = Backoff::between(
-            &shared.env,
-            Duration::from_micros(200),
-            Duration::from_millis(5),
-        );
-        let patience = shared.env.now().after(CROWD_PATIENCE);
+        let mut limit = Limit::new(shared);
+        let (mut backoff, mut crowded) = (between(shared, 500, 50), between(shared, 200, 5));
+        let mut renewals = 0;
         loop {
-            let synced = shared.syncs.sync(Reach::Written).await;
-            synced.map_err(|source| TransactionError::Read { source })?;
-            let crowd = match shared.env.now() < patience {
-                true => Crowd::Wait,
-                false => Crowd::Push,
-            };
-            let mut tx = Tx::new(Arc::clone(shared), crowd);
+            limit.sync(shared).await?;
+            let mut tx = Tx::new(Arc::clone(shared), limit.crowd(shared.env.now()));
             let run = AssertUnwindSafe(closure.clone()(&mut tx)).catch_unwind();
-            let result = run.await;
+            let result = limit.within("its own closure", run).await?;
             match tx.obstacle.take() {
                 // It saw placeholders: whatever it made of them does not count.
                 Some(ReadError::NotInSnapshot { .. }) if renewals < RENEWALS => {
@@ -115,7 +104,8 @@ impl Replica {
             if tx.crowd == Crowd::Met {
                 // Gives back what it has taken itself.
                 drop(tx);
-                crowded.sleep().await;
+                let crowd = "queue items that other transactions have taken";
+                limit.within(crowd, crowded.sleep()).await?;
                 continue;
             }
             let value = match result {
@@ -126,17 +116,81 @@ impl Replica {
             if let Some(source) = tx.unwritable.take() {
                 return Err(TransactionError::Commit { source });
             }
-            attempts += 1;
-            let clash = match tx.commit(self).await? {
+            let clash = match tx.commit(self, &limit).await? {
                 Verdict::Committed(position) => return Ok(Outcome::Committed { value, position }),
                 Verdict::Aborted(clash) => clash,
             };
-            tracing::debug!(?clash, attempts, "transaction aborted");
-            if attempts >= most {
-                return tx.give_up(clash, attempts).await;
+            limit.attempts += 1;
+            tracing::debug!(?clash, limit.attempts, "transaction aborted");
+            if limit.attempts >= most {
+                return tx.give_up(clash, &limit).await;
             }
             drop(tx);
-            backoff.sleep().await;
+            let others = "others, who change what it reads";
+            limit.within(others, backoff.sleep()).await?;
+        }
+    }
+}
+
+fn between(shared: &Shared, first_us: u64, most_ms: u64) -> Backoff {
+    let (first, most) = (
+        Duration::from_micros(first_us),
+        Duration::from_millis(most_ms),
+    );
+    Backoff::between(&shared.env, first, most)
+}
+
+/// What all attempts of a transaction share.
+pub(super) struct Limit {
+    pub(super) deadline: Deadline,
+    /// Until then it waits for queue items that others have taken.
+    crowd_until: Time,
+    /// Attempts that ended with a conflict.
+    pub(super) attempts: u32,
+}
+
+impl Limit {
+    fn new(shared: &Shared) -> Self {
+        let deadline = shared.options.deadline;
+        Self {
+            deadline: Deadline::new(&shared.env, deadline),
+            // In any case it has a chance to commit after that.
+            crowd_until: shared.env.now().after(CROWD_PATIENCE.min(deadline / 2)),
+            attempts: 0,
+        }
+    }
+
+    fn crowd(&self, now: Time) -> Crowd {
+        match now < self.crowd_until {
+            true => Crowd::Wait,
+            false => Crowd::Push,
+        }
+    }
+
+    /// Plays what was appended before this attempt.
+    async fn sync<E>(&self, shared: &Shared) -> Result<(), TransactionError<E>> {
+        let synced = shared.syncs.sync(Reach::Written);
+        let synced = self.within("the log", synced).await?;
+        synced.map_err(|source| match source {
+            ReadError::Unavailable { what, .. } => self.late(&what),
+            source => TransactionError::Read { source },
+        })
+    }
+
+    pub(super) async fn within<T, E>(
+        &self,
+        what: &str,
+        work: impl Future<Output = T>,
+    ) -> Result<T, TransactionError<E>> {
+        let done = self.deadline.within(work).await;
+        done.ok_or_else(|| self.late(what))
+    }
+
+    pub(super) fn late<E>(&self, what: &str) -> TransactionError<E> {
+        TransactionError::Unavailable {
+            attempts: self.attempts,
+            what: what.to_owned(),
+            waited_ms: self.deadline.waited_ms,
         }
     }
 }

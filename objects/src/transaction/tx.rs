@@ -11,7 +11,7 @@ use milonga_protocol::{Position, StreamId, Time};
 
 use super::pop::choose;
 use super::record::{Name, Reads, Written, encode_reads, encode_update, writer_at};
-use super::{Outcome, Verdict};
+use super::{Limit, Outcome, Verdict};
 use crate::counter::{Counter, CounterOp};
 use crate::error::{ReadError, TransactionError, UpdateError};
 use crate::handle::{Handle, Opened, encode_op};
@@ -331,22 +331,28 @@ impl Tx {
     pub(super) async fn commit<E>(
         &mut self,
         replica: &Replica,
+        limit: &Limit,
     ) -> Result<Verdict, TransactionError<E>> {
         if self.updates.is_empty() {
             return Ok(Verdict::Committed(self.world.position));
         }
-        let item = self.record()?;
+        if limit.deadline.has_passed() {
+            return Err(limit.late("its own closure"));
+        }
+        let item = self.record(limit.deadline.at)?;
         let mut update = UpdateFuture::<()>::new(replica.clone(), Ok(item));
         let outcome = std::future::poll_fn(|cx| update.poll_outcome(cx)).await;
         match outcome {
             Ok(RecordOutcome::Committed { position }) => Ok(Verdict::Committed(position)),
             Ok(RecordOutcome::Aborted { clash }) => Ok(Verdict::Aborted(clash)),
             Ok(_) => unreachable!("a commit record has a verdict"),
+            // Not sent.
+            Err(UpdateError::Unavailable { .. }) => Err(limit.late("earlier updates")),
             Err(source) => Err(TransactionError::Commit { source }),
         }
     }
 
-    fn record<E>(&self) -> Result<Item, TransactionError<E>> {
+    fn record<E>(&self, deadline: Time) -> Result<Item, TransactionError<E>> {
         let limits = self.shared.log.limits();
         let mut streams: Vec<_> = self.updates.iter().map(|update| update.stream).collect();
         streams.sort_unstable();
@@ -375,7 +381,7 @@ impl Tx {
             streams,
             slot: Slot::new(None, None),
             lane: self.shared.next_lane(),
-            deadline: Time::default(),
+            deadline,
         })
     }
 
@@ -383,8 +389,9 @@ impl Tx {
     pub(super) async fn give_up<T, E>(
         &mut self,
         clash: Clash,
-        attempts: u32,
+        limit: &Limit,
     ) -> Result<Outcome<T>, TransactionError<E>> {
+        let attempts = limit.attempts;
         let (stream, key, at) = match clash {
             Clash::Changed { stream, key, at } => (stream, key, at),
             Clash::TooOld { window, .. } => {
@@ -392,7 +399,8 @@ impl Tx {
             }
         };
         let (name, _) = &self.reads[&stream];
-        let winner = writer_at(&self.shared, at).await;
+        let winner = writer_at(&self.shared, at);
+        let winner = limit.within("the entry that won", winner).await?;
         Ok(Outcome::Conflict {
             object: Arc::clone(&name.name),
             key: key.map(|key| show(&name.key_encoding, key.as_slice())),

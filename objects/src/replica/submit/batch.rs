@@ -21,7 +21,7 @@ pub(crate) struct Item {
     pub(crate) slot: Arc<Slot>,
     /// Whose order it keeps.
     pub(crate) lane: u64,
-    /// Set at submission.
+    /// At submission lowered to the deadline from then on.
     pub(crate) deadline: Time,
 }
 

@@ -153,13 +153,13 @@ impl Queues {
         lanes.retain(|_, lane| lane.busy || !lane.waiting.is_empty());
         let freed: usize = late.iter().map(Item::weight).sum();
         self.weight = self.weight.saturating_sub(freed);
-        // In order of submission, so in order of deadlines.
-        while let Some(first) = self.overflow.first_entry() {
-            if !is_late(first.get()) {
-                break;
-            }
-            late.push(first.remove());
-        }
+        // Not in order of deadlines: a transaction's begins before its submission.
+        let overdue = self.overflow.iter().filter(|(_, item)| is_late(item));
+        let overdue: Vec<_> = overdue.map(|(number, _)| *number).collect();
+        let overdue = overdue
+            .iter()
+            .filter_map(|number| self.overflow.remove(number));
+        late.extend(overdue);
         self.admit(max_weight);
         late
     }
@@ -233,6 +233,19 @@ mod tests {
         assert!(queues.form(&limits).is_none());
         queues.free(1);
         assert_eq!(queues.form(&limits).expect("its turn").lanes, [1]);
+    }
+
+    #[test]
+    fn a_record_that_waits_for_room_is_late_by_its_own_deadline() {
+        let mut queues = queues();
+        queues.place(item(1, 90));
+        for (number, deadline) in [(0, 50), (1, 20), (2, 50)] {
+            queues.overflow.insert(number, item(2, deadline));
+        }
+        let late = queues.take_late(at(20), 1);
+        assert_eq!(late.len(), 1);
+        assert!(late[0].deadline == at(20));
+        assert_eq!(queues.overflow.keys().copied().collect::<Vec<_>>(), [0, 2]);
     }
 
     #[test]
