@@ -89,7 +89,8 @@ impl Node {
     }
 
     /// Stops serving, finishes what the disk has under way, and releases the directory.
-    pub async fn close(self) {
+    pub async fn close(mut self) {
+        self.process.stop_greeting();
         self.server.close().await;
         self.process.close().await;
     }

@@ -47,6 +47,8 @@ pub struct ServerPlan {
 /// Everything that runs is listed in the order in which it is stopped: nothing touches the directory any more when
 /// its lock is released. Dropping it stops everything, and blocks if the machine's disk does.
 pub struct ServerProcess {
+    /// They say hello to the layout.
+    greeters: Vec<Task>,
     tasks: Vec<Task>,
     disk: Option<Guard>,
     store: Option<Guard>,
@@ -72,6 +74,7 @@ impl ServerProcess {
         let needs_data = plan.unit.is_some() || plan.layout.is_some();
         let lock = needs_data.then(|| machine.lock(&data)).transpose()?;
         let mut process = Self {
+            greeters: Vec::new(),
             tasks: Vec::new(),
             disk: None,
             store: None,
@@ -151,8 +154,13 @@ impl ServerProcess {
                 sequencer: roles.sequencer.is_some(),
             };
             let task = roles.env.spawn("hello", Box::pin(greeter.run()));
-            self.tasks.push(task);
+            self.greeters.push(task);
         }
+    }
+
+    /// Says hello no more: who closes is not to complain that others do, too.
+    pub(crate) fn stop_greeting(&mut self) {
+        self.greeters.clear();
     }
 
     /// Stops everything, on a thread of its own because it waits for the disk.
@@ -250,6 +258,7 @@ impl fmt::Debug for ServerProcess {
 
 impl Drop for ServerProcess {
     fn drop(&mut self) {
+        self.greeters.clear();
         self.tasks.clear();
         self.disk = None;
         self.store = None;
