@@ -25,6 +25,18 @@ pub enum Error {
     #[cfg(feature = "embedded")]
     #[error(transparent)]
     Node(#[from] milonga_node::NodeError),
+    /// Closed, but not all that was under way was done by the deadline. Whoever still waits is told by an own error.
+    #[error(
+        "closed, but {updates} updates or transactions were not known to be written by the deadline{}; open it again \
+         and look which of them took effect before doing them again",
+        if *.appends { ", and appends were under way" } else { "" }
+    )]
+    Unfinished {
+        /// Updates and transactions that were not written, or may not have been.
+        updates: usize,
+        /// Whether entries were being appended that no object had submitted.
+        appends: bool,
+    },
 }
 
 impl Error {

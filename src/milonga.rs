@@ -167,7 +167,8 @@ impl Milonga {
         self.inner.replica.object(name).await
     }
 
-    /// Runs a transaction over any opened objects: strictly serializable, retried on conflict within a bound.
+    /// Runs a transaction over any opened objects: strictly serializable, retried on conflict within bounds: of
+    /// attempts, and by the deadline that all of them share.
     ///
     /// # Errors
     /// [`TransactionError`]: the closure's own error (nothing was written), or the log's.
@@ -209,10 +210,11 @@ impl Milonga {
     /// Flushes what is under way, stops all tasks and releases the directory. Other clones fail from now on.
     ///
     /// # Errors
-    /// [`Error`] if not everything under way ended in time; all is stopped and released all the same.
+    /// [`Error::Unfinished`] if something under way was not written, or nobody knows whether it was, when the deadline
+    /// passed; all is stopped and released all the same.
     pub async fn close(&self) -> Result<(), Error> {
-        self.inner.replica.close().await;
-        self.inner.log.close().await;
+        let updates = self.inner.replica.close().await;
+        let appends = !self.inner.log.close().await;
         #[cfg(feature = "embedded")]
         {
             let node = self
@@ -225,6 +227,55 @@ impl Milonga {
                 node.close().await;
             }
         }
+        if updates > 0 || appends {
+            return Err(Error::Unfinished { updates, appends });
+        }
         Ok(())
+    }
+}
+
+#[cfg(all(test, feature = "embedded"))]
+mod tests {
+    use std::pin::Pin;
+    use std::task::Poll;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn close_says_what_it_could_not_flush() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let env: SharedEnv = TokioEnv::try_new().expect("in a runtime");
+        let node = milonga_node::EmbeddedNode::start(
+            dir.path(),
+            Arc::clone(&env),
+            milonga_node::EmbeddedOptions::default(),
+        );
+        let node = node.await.expect("starts");
+        let (network, layout) = (node.network(ServerName::new("client")), node.layout());
+        let mut options = ClientOptions::default();
+        options.deadline = Duration::from_millis(500);
+        let milonga = Milonga::over(env, network, vec![layout], options, Some(node));
+        let milonga = milonga.await.expect("connects");
+        let counter = milonga.counter("counter").await.expect("opens");
+        counter.add(1).await.expect("counts");
+        let node = milonga.inner.node.lock().expect("no panic").take();
+        node.expect("it is there").close().await;
+        // Submitted, and then nobody waits for it.
+        let mut add = counter.add(2);
+        let submitted = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut add).poll(cx)));
+        assert!(submitted.await.is_pending());
+        drop(add);
+        let error = milonga.close().await.expect_err("nobody took it");
+        assert!(
+            matches!(error, Error::Unfinished { updates: 1, .. }),
+            "{error:?}"
+        );
+        assert!(error.to_string().contains("1 updates"), "{error}");
+        // What it says goes for that call.
+        milonga
+            .close()
+            .await
+            .expect("nothing is under way any more");
     }
 }

@@ -83,9 +83,22 @@ impl LogClient {
 
     /// Takes no more calls, waits until the appends under way are done (at most for the deadline of the options),
     /// and stops all tasks. Calls that are not finished then end with `Closed`.
-    pub async fn close(&self) {
-        self.appender.flush(self.cluster.deadline()).await;
+    ///
+    /// Returns whether all of them were done.
+    pub async fn close(&self) -> bool {
+        let deadline = self.cluster.deadline();
+        // The flush's own limit is a later one: which of the two ends first is the answer.
+        let later = deadline.after(self.cluster.options.deadline);
+        let flushed = tokio::select! {
+            biased;
+            () = self.appender.flush(later) => true,
+            () = self.cluster.env.sleep_until(deadline) => false,
+        };
+        if !flushed {
+            tracing::debug!("closed with appends under way");
+        }
         self.stop();
+        flushed
     }
 
     /// The newest layout this client knows.

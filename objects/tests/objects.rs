@@ -468,7 +468,7 @@ async fn too_large_updates_and_closed_replicas_say_so() {
     let waiting = map.insert(1, vec![1]);
     let mut sent = map.insert(2, vec![2]);
     assert!(futures_util::poll!(&mut sent).is_pending());
-    a.close().await;
+    assert_eq!(a.close().await, 0);
     assert_eq!(
         sent.await.unwrap(),
         None,
@@ -477,6 +477,27 @@ async fn too_large_updates_and_closed_replicas_say_so() {
     assert_eq!(waiting.await.unwrap_err(), UpdateError::Closed);
     assert_eq!(map.get(&1).await.unwrap_err(), ReadError::Closed);
     assert!(a.counter("other").await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn closing_says_how_much_was_not_flushed() {
+    let log = MemoryLog::new();
+    let a = replica_with(&log, 1, short());
+    let counter = a.counter("counter").await.unwrap();
+    let slow = support::TestEnv::seeded(5);
+    log.set_gate(Some(std::sync::Arc::new(move |_| {
+        slow.sleep(std::time::Duration::from_secs(60))
+    })));
+    // One is in flight, and two wait behind it.
+    let mut adds: Vec<_> = (0..3).map(|_| counter.add(1)).collect();
+    for add in &mut adds {
+        assert!(futures_util::poll!(add).is_pending());
+    }
+    assert_eq!(a.close().await, 3);
+    for add in adds {
+        assert!(add.await.is_err());
+    }
+    assert_eq!(a.close().await, 0, "it said so before");
 }
 
 #[tokio::test(start_paused = true)]

@@ -50,7 +50,7 @@ async fn closing_flushes_and_then_everything_is_closed() {
         .map(|n| background(&fake, client.append(NewEntry::new([S], format!("{n}")))))
         .collect();
     sleep_ms(&fake, 1).await;
-    client.close().await;
+    assert!(client.close().await, "all was flushed");
     for appended in join_all(appends).await {
         appended.expect("flushed");
     }
@@ -78,7 +78,7 @@ async fn closing_does_not_wait_for_ever() {
     let stuck = background(&fake, client.append(NewEntry::new([S], "x")));
     sleep_ms(&fake, 10).await;
     let began = fake.env.now();
-    client.close().await;
+    assert!(!client.close().await, "the append was not done");
     assert!(fake.env.now().since(began) <= Duration::from_secs(31));
     assert!(matches!(
         stuck.await,

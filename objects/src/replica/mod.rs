@@ -73,7 +73,7 @@ pub(crate) use shared::Shared;
 /// assert!(matches!(outcome, Outcome::Committed { value: 2, .. }));
 /// assert_eq!(stock.get("apples").await?, Some(2));
 /// assert_eq!(sold.get().await?, 1);
-/// replica.close().await;
+/// assert_eq!(replica.close().await, 0, "all was flushed");
 /// # Ok(()) });
 /// ```
 #[derive(Clone)]
@@ -218,8 +218,13 @@ impl Replica {
 
     /// Waits until every submitted update has its outcome (at most until the deadline), then stops. What comes later
     /// fails as closed.
-    pub async fn close(&self) {
+    ///
+    /// Returns how many updates and transactions that were under way did not get an outcome from the log: they were
+    /// not written, or nobody knows whether they were. Zero: everything was flushed. Whoever still waits for one of
+    /// them is told which it is, each by its error.
+    pub async fn close(&self) -> usize {
         let shared = self.shared();
+        let then = shared.submit.standing();
         tokio::select! {
             biased;
             () = shared.submit.flushed() => {}
@@ -228,6 +233,7 @@ impl Replica {
         shared.close();
         let tasks = std::mem::take(&mut *lock(&self.0.tasks));
         drop(tasks);
+        shared.submit.unfinished_since(&then)
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {

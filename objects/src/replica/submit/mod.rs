@@ -13,7 +13,7 @@ mod batch;
 mod models;
 mod queues;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, PoisonError};
 
 use futures_util::StreamExt;
@@ -54,6 +54,7 @@ impl Submit {
                 pending: BTreeMap::new(),
                 unknown: VecDeque::new(),
                 stopped: None,
+                failed: 0,
             }),
             wake: Notify::new(),
             ended: Notify::new(),
@@ -128,6 +129,7 @@ impl Submit {
                 // Not ours any more if it was stopped meanwhile.
                 if queues.pending.remove(&batch.tag).is_some() {
                     queues.release(batch, self.max_weight);
+                    queues.failed += batch.slots.len();
                 }
                 drop(queues);
                 let source = error.clone();
@@ -167,6 +169,7 @@ impl Submit {
         let waiting = |lane: &mut Lane| std::mem::take(&mut lane.waiting);
         let mut unsent: Vec<_> = queues.lanes.values_mut().flat_map(waiting).collect();
         unsent.extend(std::mem::take(&mut queues.overflow).into_values());
+        queues.failed += unsent.len();
         let in_flight: Vec<_> = queues.pending.values().cloned().collect();
         drop(queues);
         for item in unsent {
@@ -179,6 +182,29 @@ impl Submit {
         self.wake.notify_one();
     }
 
+    /// How things stand, for [`Self::unfinished_since`].
+    pub(crate) fn standing(&self) -> Standing {
+        let queues = self.lock();
+        let unknown = queues.unknown.iter().copied().collect();
+        Standing {
+            failed: queues.failed,
+            unknown: match queues.stopped {
+                Some(_) => queues.pending.keys().copied().collect(),
+                None => unknown,
+            },
+        }
+    }
+
+    /// Records that were under way at `then` or came later, and were not played: not sent, refused, or of unknown
+    /// outcome.
+    pub(crate) fn unfinished_since(&self, then: &Standing) -> usize {
+        let queues = self.lock();
+        let pending = queues.pending.iter();
+        let unknown = pending.filter(|(tag, _)| !then.unknown.contains(*tag));
+        let unknown: usize = unknown.map(|(_, batch)| batch.slots.len()).sum();
+        unknown + (queues.failed - then.failed)
+    }
+
     /// Returns when nothing waits and nothing is in flight.
     pub(crate) async fn flushed(&self) {
         loop {
@@ -189,6 +215,13 @@ impl Submit {
             ended.await;
         }
     }
+}
+
+/// What had ended badly at some time.
+pub(crate) struct Standing {
+    failed: usize,
+    /// Entries that had no outcome and were not waited for any more.
+    unknown: BTreeSet<u64>,
 }
 
 /// Sends what is submitted, until the replica ends.

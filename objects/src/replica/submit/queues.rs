@@ -27,6 +27,8 @@ pub(super) struct Queues {
     /// Of these, those whose append ended without an outcome, oldest first.
     pub(super) unknown: VecDeque<u64>,
     pub(super) stopped: Option<UpdateError>,
+    /// Records that surely were not appended, although they were submitted.
+    pub(super) failed: usize,
 }
 
 #[derive(Default)]
@@ -160,6 +162,7 @@ impl Queues {
             .iter()
             .filter_map(|number| self.overflow.remove(number));
         late.extend(overdue);
+        self.failed += late.len();
         self.admit(max_weight);
         late
     }
@@ -200,6 +203,7 @@ mod tests {
             pending: BTreeMap::new(),
             unknown: VecDeque::new(),
             stopped: None,
+            failed: 0,
         }
     }
 
