@@ -101,7 +101,9 @@ impl Directory {
 
 impl Object for Directory {
     const TYPE: &'static str = "directory";
-    const OP_VERSION: u16 = 1;
+    /// Version 1 told an object's stream by the number of registrations before: its names mean other streams.
+    const OP_VERSION: u16 = 2;
+    const OLDEST_OP_VERSION: u16 = 2;
     type Op = DirectoryOp;
     type Output = ObjectInfo;
 

@@ -6,9 +6,10 @@ use serde::Serialize;
 use serde_bytes::Bytes as Slice;
 
 use crate::counter::{CounterOp, CounterState};
-use crate::directory::{DirectoryOp, ObjectKind};
+use crate::directory::{Directory, DirectoryOp, ObjectKind};
 use crate::key::KeyBytes;
 use crate::map::{MapOp, MapState};
+use crate::object::Object as _;
 use crate::playback::Playback;
 use crate::queue::{QueueOp, QueueState};
 use crate::record::{
@@ -148,7 +149,10 @@ fn with(stream: StreamId, op: &[u8]) -> Update<'_> {
     Update {
         stream,
         touches: TouchedKeys::One(Slice::new(b"key")),
-        op_version: 1,
+        op_version: match stream {
+            StreamId::DIRECTORY => Directory::OP_VERSION,
+            _ => 1,
+        },
         op: Slice::new(op),
     }
 }

@@ -48,6 +48,9 @@ pub trait Object: Clone + Default + Send + Sync + 'static {
     /// Version of [`Self::Op`]'s encoding. A record of a newer one halts the object here, until this build is
     /// upgraded. New enum variants go at the end.
     const OP_VERSION: u16;
+    /// Oldest version of it that this build takes. A record of an older one halts the object: raise it only when what
+    /// old records mean has changed, too, and better never.
+    const OLDEST_OP_VERSION: u16 = 0;
     /// An update, as it is stored (postcard).
     type Op: Serialize + DeserializeOwned + Send + 'static;
     /// What [`Self::apply`] answers the task that submitted the update.

@@ -155,7 +155,7 @@ pub(crate) struct Payload<'a> {
 }
 
 /// Decodes a payload; nothing is copied out of it.
-fn decode(bytes: &[u8]) -> Result<Payload<'_>, PayloadError> {
+pub(crate) fn decode(bytes: &[u8]) -> Result<Payload<'_>, PayloadError> {
     let malformed = |why: &str| PayloadError::Malformed(why.into());
     match bytes {
         [MAGIC, version, ..] if *version > VERSION => return Err(PayloadError::Newer(*version)),

@@ -132,6 +132,14 @@ async fn find_or_register(
 }
 
 fn registration(shared: &Shared, name: &str, kind: &ObjectKind) -> NewEntry {
+    // A number that nobody waits for.
+    let payload = registration_payload(shared.submit.next_tag(), name, kind);
+    let mut entry = NewEntry::new([StreamId::DIRECTORY], payload);
+    entry.reserved_space = true;
+    entry
+}
+
+fn registration_payload(tag: u64, name: &str, kind: &ObjectKind) -> Vec<u8> {
     let op = DirectoryOp::Register {
         name: name.into(),
         kind: kind.clone(),
@@ -144,11 +152,7 @@ fn registration(shared: &Shared, name: &str, kind: &ObjectKind) -> NewEntry {
         op_version: Directory::OP_VERSION,
         op: serde_bytes::Bytes::new(&op),
     });
-    // A number that nobody waits for.
-    let payload = record.encode(record::begin_payload(shared.submit.next_tag(), op.len()));
-    let mut entry = NewEntry::new([StreamId::DIRECTORY], payload);
-    entry.reserved_space = true;
-    entry
+    record.encode(record::begin_payload(tag, op.len()))
 }
 
 /// All registered objects, linearizable.
@@ -378,5 +382,67 @@ impl Patience {
             }
             source => Err(ReadError::Log { source }),
         }
+    }
+}
+
+#[cfg(all(test, not(milonga_loom)))]
+mod tests {
+    use milonga_protocol::{BackPointers, Entry, EntryId, StreamLink, WriterId};
+
+    use super::*;
+    use crate::map::MapState;
+
+    const POSITION: Position = Position(5);
+
+    /// What a directory makes of a payload.
+    fn played(payload: &[u8]) -> Hosted {
+        let entry = Entry {
+            id: EntryId {
+                writer: WriterId(1),
+                sequence: 1,
+            },
+            links: vec![StreamLink {
+                stream: StreamId::DIRECTORY,
+                back: BackPointers::EMPTY,
+            }],
+            payload: payload.to_vec().into(),
+        };
+        let mut directory = Hosted::new::<Directory>(Directory::TYPE.into());
+        directory.load(StreamId::DIRECTORY, POSITION, &entry, |_| false);
+        directory
+    }
+
+    #[test]
+    fn golden_registration_is_still_read_and_written_alike() {
+        let golden = include_bytes!("../../golden/registration-v2.bin");
+        let kind = ObjectKind::of::<MapState<String, i64>>();
+        assert_eq!(registration_payload(7, "stock", &kind), golden);
+        let directory = played(golden);
+        let directory = state(&directory).expect("it is read");
+        let info = directory.get("stock").expect("it is registered");
+        assert_eq!((info.stream, info.registered), (StreamId(26), POSITION));
+        assert_eq!(info.kind, kind);
+    }
+
+    /// It would name another stream than the build that wrote it.
+    #[test]
+    fn a_registration_by_an_earlier_build_is_refused() {
+        let kind = ObjectKind::of::<MapState<String, i64>>();
+        let payload = registration_payload(7, "stock", &kind);
+        let payload = record::decode(&payload).expect("an own record");
+        let [Record::Update(update)] = payload.records.as_slice() else {
+            panic!("one update");
+        };
+        let earlier = Record::Update(Update {
+            op_version: 1,
+            ..update.clone()
+        });
+        let halted = played(&earlier.encode(record::begin_payload(7, 0)));
+        assert!(state(&halted).is_err(), "its names are not served");
+        let why = halted.halted().expect("it has halted").to_string();
+        assert!(
+            why.contains("version 1 is older than version 2") && why.contains("begin a new one"),
+            "{why}"
+        );
     }
 }

@@ -179,6 +179,13 @@ fn decode_op<O: Object>(version: u16, bytes: &[u8]) -> Result<O::Op, String> {
             O::OP_VERSION
         ));
     }
+    if version < O::OLDEST_OP_VERSION {
+        return Err(format!(
+            "operation version {version} is older than version {}, the first that this build takes; read the log \
+             with the build that wrote it, or begin a new one",
+            O::OLDEST_OP_VERSION
+        ));
+    }
     match postcard::take_from_bytes(bytes) {
         Ok((op, [])) => Ok(op),
         Ok((_, rest)) => Err(format!("{} bytes behind the operation", rest.len())),
