@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use clap::{Args, Subcommand};
-use milonga_protocol::{Entry, NewEntry, Position, ReadAnswer, StreamId, StreamRead, TailOf};
+use milonga_protocol::{
+    Entry, LogError, NewEntry, Position, ReadAnswer, StreamId, StreamRead, TailOf,
+};
 use serde::Serialize;
 
 use super::Access;
@@ -49,7 +51,8 @@ pub(super) enum LogCommand {
         #[arg(long)]
         give_up_lost: bool,
     },
-    /// Forget everything below a position. Refused while the directory names an object.
+    /// Forget everything below a position, but nothing that is appended from now on. Refused while the directory names
+    /// an object; afterwards none can be opened, because there are no checkpoints yet.
     Trim {
         /// The mark.
         below: u64,
@@ -310,16 +313,59 @@ async fn fill(
 }
 
 async fn trim(milonga: &Milonga, below: u64, json: bool) -> Result<(), Failure> {
-    let objects = milonga.directory().await?;
-    if let Some(object) = objects.first() {
-        return Err(Failure::failed(format!(
-            "refused: the directory names {} object(s), such as `{}`, which have no checkpoints yet and need the whole log",
-            objects.len(),
-            object.name
-        )));
-    }
-    let mark = milonga.log().trim(Position(below)).await?;
+    let below = below_all_objects(milonga, Position(below)).await?;
+    let mark = milonga.log().trim(below).await?;
     output::result(json, &serde_json::json!({ "trimmed": mark.0 }), |_| {
         format!("trimmed below {mark}")
     })
+}
+
+/// A mark up to `below` under which no object has anything, and none that is registered later will.
+async fn below_all_objects(milonga: &Milonga, below: Position) -> Result<Position, Failure> {
+    // In this order: the directory is read through every registration below what was granted before.
+    let log = milonga.log();
+    let below = below.min(log.tail(TailOf::Log).await?.next);
+    // And what is decided is not granted again in a later epoch.
+    match log.settle(below.minus(1), below).await {
+        Ok(()) | Err(LogError::Lost { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let objects = milonga.directory().await?;
+    match objects.first() {
+        None => Ok(below),
+        Some(object) => Err(Failure::failed(format!(
+            "refused: the directory names {} object(s), such as `{}`, which have no checkpoints yet and need the whole log",
+            objects.len(),
+            object.name
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It may be registered between the look into the directory and the trim.
+    #[tokio::test]
+    async fn a_trim_takes_nothing_from_an_object_that_is_registered_meanwhile() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let milonga = Milonga::embedded(dir.path()).await.expect("opens");
+        for text in ["one", "two", "three"] {
+            let entry = NewEntry::new([StreamId::raw(7)], text);
+            milonga.log().append(entry).await.expect("appends");
+        }
+        let mark = below_all_objects(&milonga, Position(1_000)).await;
+        let mark = mark.unwrap_or_else(|refused| panic!("{refused}"));
+        let counter = milonga.counter("late").await.expect("opens");
+        counter.add(5).await.expect("counts");
+        let trimmed = milonga.log().trim(mark).await.expect("trims");
+        assert_eq!(trimmed, Position(3));
+        let kept: Vec<_> = (3..5).map(Position).collect();
+        let kept = milonga.log().read(kept).await.expect("reads");
+        assert!(kept.iter().all(|kept| matches!(kept, ReadAnswer::Data(_))));
+        assert_eq!(counter.get().await.expect("reads"), 5);
+        let refused = below_all_objects(&milonga, Position(1_000)).await;
+        assert!(refused.is_err_and(|refused| refused.to_string().contains("late")));
+        milonga.close().await.expect("closes");
+    }
 }
