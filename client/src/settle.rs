@@ -112,10 +112,11 @@ impl Settler {
         epoch: Epoch,
         deadline: Time,
     ) -> Result<Option<Position>, LogError> {
-        Ok(self.find_lost(what, epoch, deadline).await?.pop_first())
+        Ok(self.find(what, epoch, deadline).await?.lost.pop_first())
     }
 
-    /// Settles what lies in `from..to` and turns into junk what every replica has lost there. Answers what that was.
+    /// Settles what lies in `from..to` and turns into junk what every replica has lost there. Answers what that was:
+    /// nothing that a replica has found again meanwhile, and nothing that somebody else may still judge.
     pub(crate) async fn give_up(
         &self,
         from: Position,
@@ -123,13 +124,12 @@ impl Settler {
         epoch: Epoch,
         deadline: Time,
     ) -> Result<BTreeSet<Position>, LogError> {
-        let mut given_up = BTreeSet::new();
+        let (mut given_up, mut asked) = (BTreeSet::new(), BTreeSet::new());
         loop {
-            let mut lost = self
-                .find_lost(What::Range(from, to), epoch, deadline)
-                .await?;
+            let found = self.find(What::Range(from, to), epoch, deadline).await?;
+            let mut lost = found.lost;
             // Those of the active part wait for an epoch that closes them.
-            let again = lost.iter().find(|position| given_up.contains(*position));
+            let again = lost.iter().find(|position| asked.contains(*position));
             if let Some(position) = again.copied() {
                 return Err(LogError::Lost { position });
             }
@@ -137,22 +137,18 @@ impl Settler {
                 return Ok(given_up);
             }
             let what = What::GiveUp(lost.iter().copied().collect());
-            self.find_lost(what, epoch, deadline).await?;
-            given_up.append(&mut lost);
+            let found = self.find(what, epoch, deadline).await?;
+            given_up.extend(found.junk_at.intersection(&lost));
+            asked.append(&mut lost);
         }
     }
 
-    /// Settles, and answers what is lost on every replica, at most [`MOST_LOST`] positions.
-    async fn find_lost(
-        &self,
-        what: What,
-        epoch: Epoch,
-        deadline: Time,
-    ) -> Result<BTreeSet<Position>, LogError> {
+    /// Settles, and answers what that brought to light.
+    async fn find(&self, what: What, epoch: Epoch, deadline: Time) -> Result<Found, LogError> {
         let (from, end) = what.span();
         let mut attempts = Attempts::new(&self.cluster, deadline);
         let Some(claim) = self.claim(from, end, &attempts, deadline).await? else {
-            return Ok(BTreeSet::new());
+            return Ok(Found::default());
         };
         metrics::counter!("milonga_client_settles_total").increment(1);
         tracing::debug!(%from, to = %end, "settling");
@@ -160,7 +156,7 @@ impl Settler {
             let view = self.cluster.view();
             let target = lowered(view.layout(), Target { epoch, to: end });
             let mut core = what.begin(view.layout(), target.to);
-            let mut found = Found::default();
+            let mut found = Found::of(&what);
             match self.drive(&view, &mut core, &mut found, deadline).await {
                 Ok(()) => {
                     metrics::counter!("milonga_client_junk_filled_total").increment(found.junk);
@@ -168,7 +164,7 @@ impl Settler {
                         self.settled(&view, from, target.to);
                         claim.done(target.to);
                     }
-                    return Ok(found.lost);
+                    return Ok(found);
                 }
                 Err(Stop::NewLayout) => {}
                 Err(Stop::Failed(failure)) => attempts.after(view.epoch(), failure).await?,
@@ -340,14 +336,30 @@ impl Drop for Claim<'_> {
 #[derive(Default)]
 struct Found {
     junk: u64,
+    /// Lost on every replica, at most [`MOST_LOST`].
     lost: BTreeSet<Position>,
+    /// Junk by now, of what was to be given up.
+    junk_at: BTreeSet<Position>,
+    gives_up: bool,
 }
 
 impl Found {
+    fn of(what: &What) -> Self {
+        Self {
+            gives_up: matches!(what, What::GiveUp(_)),
+            ..Self::default()
+        }
+    }
+
     fn take(&mut self, winners: Vec<(Position, Winner)>) {
         for (position, winner) in winners {
             match winner {
-                Winner::Junk => self.junk += 1,
+                Winner::Junk => {
+                    self.junk += 1;
+                    if self.gives_up {
+                        self.junk_at.insert(position);
+                    }
+                }
                 Winner::Lost => {
                     self.lost.insert(position);
                     if self.lost.len() > MOST_LOST {

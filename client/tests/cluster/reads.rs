@@ -1,5 +1,8 @@
 //! Reads of positions, repair, trim.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use milonga_protocol::messages::{Request, UnitRequest};
 use milonga_protocol::{Log, Position, ReadAnswer, TailOf};
 
@@ -63,6 +66,39 @@ async fn what_one_replica_lost_comes_from_another_and_is_given_back() {
             "{held:?}"
         );
     }
+}
+
+/// An operator is told what is junk now, not what looked lost for a while.
+#[tokio::test(start_paused = true)]
+async fn what_a_replica_finds_again_is_not_given_up() {
+    let fake = Fake::new(1, 2);
+    let client = client(&fake).await;
+    let found = fake.take_token(&[S]);
+    assert!(fake.write(&found, b"found", 2));
+    let lost = append(&client, "lost").await;
+    append(&client, "kept").await;
+    fake.reconfigure();
+    sleep_ms(&fake, 10).await;
+    assert!(fake.lose(found.position, |_| true) && fake.lose(lost, |_| true));
+    // Both replicas are read to find what is lost, and again to give it up.
+    let (reads, world) = (AtomicUsize::new(0), Arc::downgrade(&fake));
+    let again = found.clone();
+    fake.faults(move |_, request| {
+        if let Request::Unit(UnitRequest::Read { positions, .. }) = request
+            && positions.contains(&again.position)
+            && reads.fetch_add(1, Ordering::Relaxed) == 2
+        {
+            let fake = world.upgrade().expect("it is calling");
+            assert!(fake.write(&again, b"found", 1));
+        }
+        Fault::None
+    });
+    let given_up = client.give_up_lost(Position(0), Position(100)).await;
+    assert_eq!(given_up, Ok(vec![lost]));
+    let answers = client.read(vec![found.position, lost]).await;
+    let answers = answers.expect("answers");
+    assert_eq!(text(&answers[0]), b"found");
+    assert_eq!(answers[1], ReadAnswer::Junk);
 }
 
 #[tokio::test(start_paused = true)]
