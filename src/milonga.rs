@@ -207,7 +207,8 @@ impl Milonga {
         &self.inner.log
     }
 
-    /// Flushes what is under way, stops all tasks and releases the directory. Other clones fail from now on.
+    /// Flushes what is under way, stops all tasks and releases the directory. Other clones fail from now on. Waits for
+    /// the objects' updates and then for other appends, for each at most until the deadline.
     ///
     /// # Errors
     /// [`Error::Unfinished`] if something under way was not written, or nobody knows whether it was, when the deadline
