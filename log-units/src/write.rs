@@ -81,11 +81,7 @@ impl Unit {
         items: Vec<(Position, WireValue)>,
         body: Bytes,
     ) {
-        let limits = match self.check(epoch) {
-            Ok(serving) => serving.layout.limits,
-            Err(refusal) => return self.refuse(call, refusal),
-        };
-        match parse(&items, body, &limits) {
+        match self.take_apart(epoch, &items, body) {
             Ok((items, bytes)) => {
                 let request = WriteRequest {
                     epoch,
@@ -96,7 +92,7 @@ impl Unit {
                 };
                 self.carry_out_write(call, request);
             }
-            Err(why) => self.refuse(call, Refusal::Malformed { why }),
+            Err(refusal) => self.refuse(call, refusal),
         }
     }
 
@@ -170,13 +166,9 @@ impl Unit {
         items: Vec<(Position, WireValue)>,
         body: Bytes,
     ) {
-        let limits = match self.check(epoch) {
-            Ok(serving) => serving.layout.limits,
+        let (items, bytes) = match self.take_apart(epoch, &items, body) {
+            Ok(parts) => parts,
             Err(refusal) => return self.refuse(call, refusal),
-        };
-        let (items, bytes) = match parse(&items, body, &limits) {
-            Ok(parsed) => parsed,
-            Err(why) => return self.refuse(call, Refusal::Malformed { why }),
         };
         if let Some(refusal) = self.refusal_of_write(epoch, bytes) {
             return self.refuse(call, refusal);
@@ -207,6 +199,17 @@ impl Unit {
             return Verdict::Answer(WriteAnswer::Durable);
         }
         self.judge_new(value, false, held.range.stripes)
+    }
+
+    /// The values of a request of the epoch that is served, and the bytes they take.
+    fn take_apart(
+        &self,
+        epoch: Epoch,
+        items: &[(Position, WireValue)],
+        body: Bytes,
+    ) -> Result<(Vec<(Position, Value)>, usize), Refusal> {
+        let limits = self.check(epoch)?.layout.limits;
+        parse(items, body, &limits).map_err(|why| Refusal::Malformed { why })
     }
 
     fn refusal_of_write(&self, epoch: Epoch, bytes: usize) -> Option<Refusal> {

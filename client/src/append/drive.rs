@@ -208,7 +208,8 @@ impl Appender {
             }
         };
         tell_settled(&self.cluster, &part.view, told, call_by).await;
-        // What is closed is settled by the layout's leader. What is farther above the mark heads do not fill; it comes at the next attempt.
+        // What is closed is settled by the layout's leader; what is farther above the mark heads do not fill, and it comes
+        // at the next attempt.
         let mark = told.max(part.view.layout().start);
         let ahead = part.view.layout().limits.positions_ahead;
         let what = What::Range(mark, position.min(mark.plus(ahead).next()));

@@ -184,14 +184,7 @@ fn a_disk_without_room_for_a_segment_says_so() {
 
 #[test]
 fn an_unreadable_file_is_lost_not_unwritten() {
-    let mut rig = Rig::open(6);
-    for position in 0..100 {
-        rig.put(1, position, 5);
-    }
-    let mut config = config();
-    config.cache_bytes = 0;
-    let mut rig = Rig::on(rig.disk.kill(1), config, 6);
-    rig.open_epoch(2, 100);
+    let mut rig = uncached(100);
     let broken = DiskError::Io("a broken disk".to_owned());
     rig.disk.fail_reads(FIRST, 0..u64::MAX, broken);
     assert_eq!(rig.read_one(2, 3).0, UnitReadAnswer::Lost);
@@ -201,16 +194,22 @@ fn an_unreadable_file_is_lost_not_unwritten() {
     assert_eq!((entries[0], complete), ((3, 0), 3));
 }
 
-/// Ten entries in one segment, none in memory; where the one at `position` lies.
-fn uncached(position: u64) -> (Rig, u64) {
+/// A unit in epoch 2 with so many entries, none in memory.
+fn uncached(entries: u64) -> Rig {
     let mut rig = Rig::open(6);
-    for position in 0..10 {
+    for position in 0..entries {
         rig.put(1, position, 5);
     }
     let mut config = config();
     config.cache_bytes = 0;
     let mut rig = Rig::on(rig.disk.kill(1), config, 6);
-    rig.open_epoch(2, 10);
+    rig.open_epoch(2, entries);
+    rig
+}
+
+/// Ten entries in one segment, none in memory; where the one at `position` lies.
+fn ten_uncached(position: u64) -> (Rig, u64) {
+    let rig = uncached(10);
     let entry = entry(position, position, &[5], 40);
     let files = rig.disk.files();
     let (_, bytes) = files.iter().find(|f| f.0 == FIRST).unwrap();
@@ -221,7 +220,7 @@ fn uncached(position: u64) -> (Rig, u64) {
 
 #[test]
 fn a_bad_sector_costs_its_entry_and_no_neighbour() {
-    let (mut rig, at) = uncached(4);
+    let (mut rig, at) = ten_uncached(4);
     let broken = DiskError::Io("a bad sector".to_owned());
     rig.disk.fail_reads(FIRST, at..at + 8, broken);
     let all: Vec<u64> = (0..10).collect();
@@ -237,7 +236,7 @@ fn a_bad_sector_costs_its_entry_and_no_neighbour() {
 /// A process without descriptors or memory has not looked at the disk.
 #[test]
 fn what_cannot_be_read_now_is_not_lost() {
-    let (mut rig, _) = uncached(4);
+    let (mut rig, _) = ten_uncached(4);
     let busy = DiskError::Busy("too many open files".to_owned());
     rig.disk.fail_reads(FIRST, 0..u64::MAX, busy.clone());
     let read = UnitRequest::Read {
@@ -297,14 +296,7 @@ fn nobody_has_lost_against_junk_that_is_taken_back() {
 /// An operator gives up what the active segment holds and cannot read.
 #[test]
 fn junk_over_lost_data_stays() {
-    let mut rig = Rig::open(8);
-    for position in 0..5 {
-        rig.put(1, position, 5);
-    }
-    let mut config = config();
-    config.cache_bytes = 0;
-    let mut rig = Rig::on(rig.disk.kill(1), config, 6);
-    rig.open_epoch(2, 5);
+    let mut rig = uncached(5);
     let entry = entry(2, 2, &[5], 40);
     let name = "segment-0000000000000001.log";
     let (_, bytes) = rig.disk.files().into_iter().find(|f| f.0 == name).unwrap();
