@@ -231,7 +231,7 @@ impl Log for LogClient {
             let deadline = begun?;
             // What was not granted is not to be filled.
             let tail = tails.tail(TailOf::Log).await?;
-            let what = What::Range(from.max(tail.trimmed), to.min(tail.next));
+            let what = What::Everything(from.max(tail.trimmed), to.min(tail.next));
             match settler.settle(what, tail.epoch, deadline).await? {
                 Some(position) => Err(LogError::Lost { position }),
                 None => Ok(()),

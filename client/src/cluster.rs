@@ -21,6 +21,8 @@ use crate::retry::{Backoff, Failure, millis};
 
 /// How long a layout server holds a request for something newer.
 const LAYOUT_WAIT: Duration = Duration::from_secs(1);
+/// After a newer layout came, a unit's answer is waited for so much longer.
+const ANSWERS_STILL: Duration = Duration::from_millis(50);
 /// The same epoch is reported again only after this long.
 const REPORT_AGAIN: Duration = Duration::from_millis(500);
 
@@ -61,11 +63,6 @@ impl View {
 
     pub(crate) fn unit(&self, index: UnitIndex) -> &Peer {
         &self.units[usize::from(index.0)]
-    }
-
-    /// The unit at `index` of the layout's list.
-    pub(crate) fn unit_at(&self, index: usize) -> &Peer {
-        &self.units[index]
     }
 
     pub(crate) const fn sequencer(&self) -> &Peer {
@@ -306,7 +303,25 @@ impl Cluster {
         message: Message,
         deadline: Time,
     ) -> Result<(UnitResponse, Bytes), Failure> {
-        match call(&self.network, unit, message, deadline).await? {
+        let epoch = self.view.borrow().epoch();
+        let answer = call(&self.network, unit, message, deadline);
+        let superseded = async {
+            if self.newer_than(epoch, deadline).await {
+                // Whoever is alive answers: sealed, or with what it did before.
+                self.env.sleep(ANSWERS_STILL).await;
+            } else {
+                std::future::pending().await
+            }
+        };
+        let answer = tokio::select! {
+            biased;
+            answer = answer => answer?,
+            // Who waits for a unit that died learns of the epoch without it by the layout.
+            () = superseded => {
+                return Err(Failure::Superseded { server: unit.name.clone() });
+            }
+        };
+        match answer {
             (Response::Unit(response), body) => Ok((response, body)),
             _ => Err(garbage(unit, "an answer of another role")),
         }

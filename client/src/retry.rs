@@ -85,7 +85,7 @@ impl Failure {
         )
     }
 
-    const fn server(&self) -> &ServerName {
+    pub(crate) const fn server(&self) -> &ServerName {
         match self {
             Self::Refused { server, .. }
             | Self::Call { server, .. }

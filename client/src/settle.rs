@@ -44,7 +44,10 @@ pub(crate) fn lowered(layout: &Layout, target: Target) -> Target {
 /// What to settle: positions that were granted in or before an epoch.
 #[derive(Clone, Debug)]
 pub(crate) enum What {
+    /// Holes in here, whoever fills them.
     Range(Position, Position),
+    /// All of it, also what was settled before.
+    Everything(Position, Position),
     /// Ascending.
     Positions(Vec<Position>),
     /// Ascending. What every replica has lost of them becomes junk.
@@ -54,7 +57,7 @@ pub(crate) enum What {
 impl What {
     fn span(&self) -> (Position, Position) {
         match self {
-            Self::Range(from, to) => (*from, *to),
+            Self::Range(from, to) | Self::Everything(from, to) => (*from, *to),
             Self::Positions(positions) | Self::GiveUp(positions) => (
                 positions.first().copied().unwrap_or_default(),
                 positions.last().map_or(Position::ZERO, |last| last.next()),
@@ -64,7 +67,7 @@ impl What {
 
     fn begin(&self, layout: &Layout, to: Position) -> Settle {
         match self {
-            Self::Range(from, _) => Settle::new(layout, *from, to),
+            Self::Range(from, _) | Self::Everything(from, _) => Settle::new(layout, *from, to),
             Self::Positions(positions) => {
                 Settle::positions(layout, positions.iter().copied().filter(|p| *p < to))
             }
@@ -91,8 +94,10 @@ const REMEMBERED: usize = 64;
 #[derive(Default)]
 struct Ranges {
     busy: Vec<(Position, Position)>,
-    /// Settled lately, in whole.
-    done: VecDeque<(Position, Position)>,
+    /// Settled lately, in whole, with the number of the claim.
+    done: VecDeque<(Position, Position, u64)>,
+    /// Claims made so far.
+    claims: u64,
 }
 
 impl Settler {
@@ -126,7 +131,9 @@ impl Settler {
     ) -> Result<BTreeSet<Position>, LogError> {
         let (mut given_up, mut asked) = (BTreeSet::new(), BTreeSet::new());
         loop {
-            let found = self.find(What::Range(from, to), epoch, deadline).await?;
+            let found = self
+                .find(What::Everything(from, to), epoch, deadline)
+                .await?;
             let mut lost = found.lost;
             // Those of the active part wait for an epoch that closes them.
             let again = lost.iter().find(|position| asked.contains(*position));
@@ -147,7 +154,13 @@ impl Settler {
     async fn find(&self, what: What, epoch: Epoch, deadline: Time) -> Result<Found, LogError> {
         let (from, end) = what.span();
         let mut attempts = Attempts::new(&self.cluster, deadline);
-        let Some(claim) = self.claim(from, end, &attempts, deadline).await? else {
+        // A hole that was filled stays filled. Whether all is still there, only who looks from now on knows.
+        let since = match what {
+            What::Range(..) => 0,
+            _ => self.lock().claims,
+        };
+        let claim = self.claim((from, end), since, &attempts, deadline);
+        let Some(claim) = claim.await? else {
             return Ok(Found::default());
         };
         metrics::counter!("milonga_client_settles_total").increment(1);
@@ -160,7 +173,8 @@ impl Settler {
             match self.drive(&view, &mut core, &mut found, deadline).await {
                 Ok(()) => {
                     metrics::counter!("milonga_client_junk_filled_total").increment(found.junk);
-                    if matches!(what, What::Range(..)) && found.lost.is_empty() {
+                    let whole = matches!(what, What::Range(..) | What::Everything(..));
+                    if whole && found.lost.is_empty() {
                         self.settled(&view, from, target.to);
                         claim.done(target.to);
                     }
@@ -265,11 +279,12 @@ impl Settler {
         }
     }
 
-    /// Waits until nobody else settles any of the range; `None` if somebody did so in the meantime.
+    /// Waits until nobody else settles any of the range; `None` if there is nothing in it, or if somebody has settled all of
+    /// it after claim number `since`.
     async fn claim(
         &self,
-        from: Position,
-        to: Position,
+        (from, to): (Position, Position),
+        since: u64,
         attempts: &Attempts<'_>,
         deadline: Time,
     ) -> Result<Option<Claim<'_>>, LogError> {
@@ -280,13 +295,16 @@ impl Settler {
             changed.as_mut().enable();
             {
                 let mut ranges = self.lock();
-                if from >= to || ranges.done.iter().any(|(f, t)| *f <= from && to <= *t) {
+                let mut done = ranges.done.iter().filter(|(.., claim)| *claim > since);
+                if from >= to || done.any(|(f, t, _)| *f <= from && to <= *t) {
                     return Ok(None);
                 }
                 if !ranges.busy.iter().any(|(f, t)| *f < to && from < *t) {
                     ranges.busy.push((from, to));
+                    ranges.claims += 1;
                     return Ok(Some(Claim {
                         settler: self,
+                        number: ranges.claims,
                         range: (from, to),
                     }));
                 }
@@ -309,6 +327,7 @@ impl Settler {
 /// A range that is being settled; dropped with the call, so a dropped call holds up nobody.
 struct Claim<'a> {
     settler: &'a Settler,
+    number: u64,
     range: (Position, Position),
 }
 
@@ -318,7 +337,7 @@ impl Claim<'_> {
         if ranges.done.len() >= REMEMBERED {
             ranges.done.pop_front();
         }
-        ranges.done.push_back((self.range.0, to));
+        ranges.done.push_back((self.range.0, to, self.number));
     }
 }
 

@@ -203,6 +203,11 @@ impl Reader {
                     // The marks speak of what was asked; what lies below is settled as well.
                     self.cluster.marks.raise(key, marks.settled.min(span.to));
                 }
+                let segment = &view.layout().segments[ask.segment];
+                let of_chain = |position: &Position| segment.chain_of(*position) == ask.chain;
+                if !entries.iter().all(|(position, _)| of_chain(position)) {
+                    return Err(garbage(unit, "entries of another chain").into());
+                }
                 let part = decoded(ask.chain, entries, body, complete.min(span.to), span);
                 Ok(part.map_err(|why| garbage(unit, why))?)
             }

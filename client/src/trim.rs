@@ -8,7 +8,7 @@ use crate::cluster::{Cluster, View, garbage};
 use crate::retry::{Attempts, Failure};
 use crate::tail::TailChecks;
 
-/// Trims below `below`, or less; answers the mark that every unit has on disk.
+/// Trims below `below`, or less; answers the mark that every member has on disk.
 pub(crate) async fn trim(
     cluster: &Cluster,
     tails: &TailChecks,
@@ -34,9 +34,9 @@ async fn attempt(
     deadline: Time,
 ) -> Result<Position, Failure> {
     let below = below.min(settled(cluster, view, deadline).await?);
-    let units = view.layout().units.len();
-    let marks = try_join_all((0..units).map(async |index| {
-        let unit = view.unit_at(index);
+    let units = view.layout().members().into_iter();
+    let marks = try_join_all(units.map(async |unit| {
+        let unit = view.unit(unit);
         let epoch = view.epoch();
         let request = UnitRequest::Trim { epoch, below };
         match cluster.unit(unit, request, deadline).await? {

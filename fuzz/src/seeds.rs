@@ -85,6 +85,12 @@ fn unit_requests() -> Vec<(UnitRequest, Bytes)> {
             settled: from,
             items: vec![(from, WireValue::Junk)],
         },
+        UnitRequest::Rejoin { epoch: Epoch(2) },
+        UnitRequest::Lacking {
+            epoch,
+            from,
+            limit: 9,
+        },
         UnitRequest::Seal { epoch: Epoch(2) },
         UnitRequest::Collect {
             epoch: Epoch(2),

@@ -1,7 +1,7 @@
 //! The layout's owner: what comes in, what goes out. The phases themselves are in `reconfigure`, `opening` and
 //! `settling`.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use milonga_protocol::messages::{CallId, Hello, LayoutRequest, LayoutResponse, Refusal, Response};
@@ -10,15 +10,17 @@ use milonga_protocol::{
     ClusterId, Epoch, Layout, Position, Published, ServerName, Time, UnitIndex,
 };
 
+use crate::copying::Copying;
 use crate::courier::Courier;
 use crate::effect::{LayoutEffect, StoreId};
 use crate::gets::Gets;
 use crate::heard::Heard;
 use crate::history::{History, StoreChange};
+use crate::joining::Joining;
 use crate::phase::{Errand, Phase, Runs};
 use crate::plan::{ClusterPlan, PlanError};
 use crate::store::StoreError;
-use crate::suspicion;
+use crate::suspicion::Patience;
 
 /// A unit that says so again after this long really serves nothing (and its hello is not an old one, overtaken).
 const NOT_SERVING_FOR: Duration = Duration::from_millis(500);
@@ -36,7 +38,7 @@ pub struct LayoutCore {
     pub(crate) history: History,
     /// The id the cluster gets if this core makes it.
     pub(crate) fresh: ClusterId,
-    /// All listed units, by index.
+    /// All units that the newest layout names, by index; before genesis those of the plan.
     pub(crate) units: Vec<ServerName>,
     pub(crate) now: Time,
     pub(crate) heard: Heard,
@@ -46,8 +48,22 @@ pub struct LayoutCore {
     pub(crate) sequencer: ServerName,
     pub(crate) phase: Phase,
     pub(crate) courier: Courier<Errand>,
+    /// When the present phase, or the part of it that units are waited for in, began.
+    pub(crate) phase_since: Time,
     /// Runs that the current epoch was opened with.
     pub(crate) runs: Runs,
+    pub(crate) patience: Patience,
+    /// Servers that did not answer, though they say hello: until then they are taken for gone.
+    pub(crate) unresponsive: BTreeMap<ServerName, Time>,
+    /// Who comes into chains.
+    pub(crate) joining: Joining,
+    /// What units are being given.
+    pub(crate) copying: Option<Copying>,
+    pub(crate) next_step: u64,
+    /// The highest trim mark that was reported when the current epoch was made.
+    pub(crate) trimmed: Position,
+    /// Members that have got everything.
+    pub(crate) copied: BTreeSet<UnitIndex>,
     /// What settling found out for people: lost positions, or what stopped it.
     pub(crate) settled: crate::settling::Notes,
     /// End of what some replica lost with its streams, as of the current epoch; 0 if there is nothing.
@@ -103,7 +119,15 @@ impl LayoutCore {
                 since: now,
             },
             courier: Courier::new(),
+            phase_since: now,
             runs: Runs::new(),
+            patience: Patience::default(),
+            unresponsive: BTreeMap::new(),
+            joining: Joining::default(),
+            copying: None,
+            next_step: 0,
+            trimmed: Position::ZERO,
+            copied: BTreeSet::new(),
             settled: crate::settling::Notes::default(),
             lost: Position::ZERO,
             published: None,
@@ -118,6 +142,7 @@ impl LayoutCore {
     /// Takes a request; the answer comes as an effect, for `Get` perhaps later.
     pub fn handle(&mut self, now: Time, call: CallId, request: LayoutRequest) {
         self.pass(now);
+        self.heard.received(self.now);
         match request {
             LayoutRequest::Hello(hello) => {
                 if let Some(why) = self.unlisted(&hello) {
@@ -151,8 +176,11 @@ impl LayoutCore {
         if let Errand::Settle(id) = errand {
             return self.settle_answered(id, outcome);
         }
+        if outcome.is_ok() {
+            self.heard.received(self.now);
+        }
         let answered = match outcome {
-            Ok((response, _)) => self.errand_answered(&errand, response),
+            Ok((response, body)) => self.errand_answered(&errand, response, body),
             Err(why) => Err(why),
         };
         if let Err(why) = answered {
@@ -194,6 +222,7 @@ impl LayoutCore {
         match &self.phase {
             Phase::Gather { .. } => self.try_to_begin(),
             Phase::Settle(_) => self.settle_time(),
+            Phase::Idle => self.care(),
             _ => {}
         }
         self.suspect();
@@ -205,6 +234,7 @@ impl LayoutCore {
         let phase = match &self.phase {
             Phase::Gather { .. } => self.begin_at(),
             Phase::Settle(settling) => settling.retry_at,
+            Phase::Idle => self.care_at(),
             _ => None,
         };
         let times = [
@@ -265,7 +295,16 @@ impl LayoutCore {
                 ),
             );
         }
+        if !self.plan.spare_sequencers.is_empty() {
+            let here = self
+                .plan
+                .sequencers()
+                .filter(|name| self.can_sequence(name));
+            let here: Vec<_> = here.map(ServerName::as_str).collect();
+            fact("sequencers heard", here.join(", "));
+        }
         fact("waits", self.gets.len().to_string());
+        facts.extend(self.facts_of_care());
         facts
     }
 
@@ -275,9 +314,21 @@ impl LayoutCore {
         &self.units[usize::from(unit.0)]
     }
 
-    pub(crate) fn unit_indexes(&self) -> impl Iterator<Item = UnitIndex> + use<> {
-        let count = u16::try_from(self.units.len()).unwrap_or(u16::MAX);
-        (0..count).map(UnitIndex)
+    /// Who takes part in the newest epoch; before genesis, all units of the plan.
+    pub(crate) fn members(&self) -> BTreeSet<UnitIndex> {
+        match self.history.current() {
+            Some(layout) => layout.members(),
+            None => {
+                let count = u16::try_from(self.units.len()).unwrap_or(u16::MAX);
+                (0..count).map(UnitIndex).collect()
+            }
+        }
+    }
+
+    /// The unit of that name, if it takes part.
+    pub(crate) fn member(&self, name: &ServerName) -> Option<UnitIndex> {
+        let mut members = self.members().into_iter();
+        members.find(|unit| self.unit_name(*unit) == name)
     }
 
     pub(crate) const fn published(&self) -> Option<&Layout> {
@@ -308,6 +359,7 @@ impl LayoutCore {
     pub(crate) fn publish(&mut self) {
         self.not_serving.clear();
         self.published = self.history.current().cloned();
+        self.note_vacancies();
         for call in self.gets.behind(self.history.epoch()) {
             self.answer_get(call, Epoch::NONE);
         }
@@ -320,7 +372,10 @@ impl LayoutCore {
 
     /// A reconfiguration is needed.
     pub(crate) fn gather(&mut self, cause: String) {
+        tracing::info!(%cause, epoch = %self.history.next_epoch(), "reconfiguration");
         self.courier.forget();
+        self.copying = None;
+        self.joining.interrupted();
         self.phase = Phase::Gather {
             cause,
             since: self.now,
@@ -329,9 +384,6 @@ impl LayoutCore {
     }
 
     fn pass(&mut self, now: Time) {
-        if now.since(self.now) > suspicion::NOT_LISTENING {
-            self.heard.excuse(now);
-        }
         self.now = self.now.max(now);
     }
 
@@ -340,25 +392,33 @@ impl LayoutCore {
     /// A unit that no chain names would wait for ever: it is told so.
     fn unlisted(&self, hello: &Hello) -> Option<String> {
         let name = &hello.name;
-        let unlisted = hello.unit.is_some() && !self.units.contains(name);
+        let known = self.units.contains(name) || self.plan.spare_units.contains(name);
+        let unlisted = hello.unit.is_some() && !known;
         unlisted.then(|| {
             format!(
-                "{name} is not a unit of this cluster; name it in a chain of the layout server's configuration when the cluster is made, or correct its name"
+                "{name} is not a unit of this cluster; name it under spare_units in the layout server's configuration, or correct its name"
             )
         })
     }
 
     fn hear(&mut self, hello: Hello) {
         let name = hello.name.clone();
-        let listed = self.units.contains(&name);
-        if !listed && self.plan.sequencers().all(|sequencer| *sequencer != name) {
+        let known = self.units.contains(&name) || self.plan.spare_units.contains(&name);
+        if !known && self.plan.sequencers().all(|sequencer| *sequencer != name) {
             return;
         }
         let new = self.heard.hear(self.now, hello);
-        let takes_part = listed || name == self.sequencer;
+        if new {
+            self.unresponsive.remove(&name);
+        }
+        let takes_part = match &self.phase {
+            Phase::Seal(sealing) => sealing.members.iter().any(|u| *self.unit_name(*u) == name),
+            Phase::Collect(c) => c.seen.reports.keys().any(|u| *self.unit_name(*u) == name),
+            _ => false,
+        };
         match &self.phase {
             Phase::Gather { .. } => self.try_to_begin(),
-            Phase::Seal(_) | Phase::Collect(_) if new && takes_part => {
+            Phase::Seal(_) | Phase::Collect(_) if new && (takes_part || name == self.sequencer) => {
                 // It has sealed itself, and may report something else: all is asked again, for the same epoch.
                 self.gather(format!("{name} was started"));
             }
@@ -366,6 +426,8 @@ impl LayoutCore {
             Phase::Settle(_) | Phase::Report { .. } | Phase::Idle => {
                 if let Some(cause) = self.over(&name) {
                     self.gather(cause);
+                } else if matches!(self.phase, Phase::Idle) {
+                    self.care();
                 }
             }
             _ => {}
@@ -380,9 +442,7 @@ impl LayoutCore {
         if *name == current.sequencer.name && hello.incarnation != current.sequencer.incarnation {
             return Some(format!("{name} was restarted"));
         }
-        if !self.units.contains(name) {
-            return None;
-        }
+        self.member(name)?;
         let same_run = self.runs.get(name) == Some(&hello.incarnation);
         if hello.unit.is_some_and(|unit| unit.serving == epoch) {
             self.runs.insert(name.clone(), hello.incarnation);

@@ -10,12 +10,23 @@ use milonga_transport::Peer;
 /// A server that has not been heard of for so long may be gone.
 const FRESH: Duration = Duration::from_secs(3);
 
+/// So much time does not pass between two messages to a layout server that listens.
+const NOT_LISTENING: Duration = Duration::from_millis(250);
+/// The next excuse counts after this long only.
+const EXCUSED_FOR: Duration = Duration::from_secs(1);
+/// Who was silent for so long comes back, and perhaps others with it.
+const LONG: Duration = Duration::from_millis(500);
+
 /// The last hello of each listed server.
 #[derive(Debug, Default)]
 pub(crate) struct Heard {
     servers: BTreeMap<ServerName, Server>,
     /// When a new run was last heard of.
     last_new: Time,
+    /// When somebody was last heard that had been silent for long.
+    last_back: Time,
+    /// When anything was last received from anybody.
+    received: Time,
     /// Silence before this moment is nobody's fault: this process did not listen.
     excused: Time,
 }
@@ -24,6 +35,8 @@ pub(crate) struct Heard {
 struct Server {
     hello: Hello,
     at: Time,
+    /// When this run was heard first.
+    since: Time,
 }
 
 impl Heard {
@@ -34,13 +47,27 @@ impl Heard {
         if new {
             self.last_new = now;
         }
-        let server = Server { hello, at: now };
+        let before = self.servers.get(&hello.name);
+        if before.is_none_or(|server| now.since(server.at) >= LONG) {
+            self.last_back = now;
+        }
+        let before = self.servers.get(&hello.name).filter(|_| !new);
+        let server = Server {
+            since: before.map_or(now, |server| server.since),
+            hello,
+            at: now,
+        };
         self.servers.insert(server.hello.name.clone(), server);
         new
     }
 
     pub(crate) const fn last_new(&self) -> Time {
         self.last_new
+    }
+
+    /// When somebody was last heard for the first time, after a long silence, or in a new run.
+    pub(crate) fn last_back(&self) -> Time {
+        self.last_back.max(self.last_new)
     }
 
     /// The last hello, however old.
@@ -54,15 +81,31 @@ impl Heard {
         (now.since(server.at) < FRESH).then_some(&server.hello)
     }
 
-    /// This process was not listening until `now`: whoever was silent is excused.
-    pub(crate) fn excuse(&mut self, now: Time) {
-        self.excused = now;
+    /// Something was received. If nothing had been for long, this process was paused or cut off: whoever was silent is
+    /// excused, unless that was the reason a moment ago already (few may be left to be heard).
+    pub(crate) fn received(&mut self, now: Time) {
+        let excused_lately =
+            now.since(self.excused) < EXCUSED_FOR && self.excused > Time::default();
+        if !self.is_listening(now) && !excused_lately {
+            self.excused = now;
+        }
+        self.received = self.received.max(now);
+    }
+
+    /// Whether silence says anything about others.
+    pub(crate) fn is_listening(&self, now: Time) -> bool {
+        now.since(self.received) <= NOT_LISTENING
     }
 
     /// Since when nothing was heard of `name`, as far as that is its fault; `None` if it never said hello.
     pub(crate) fn silent_since(&self, name: &ServerName) -> Option<Time> {
         let server = self.servers.get(name)?;
         Some(server.at.max(self.excused))
+    }
+
+    /// When the last run of `name` was heard first.
+    pub(crate) fn since(&self, name: &ServerName) -> Option<Time> {
+        self.servers.get(name).map(|server| server.since)
     }
 
     pub(crate) fn run(&self, name: &ServerName) -> Option<Incarnation> {

@@ -7,6 +7,8 @@ use milonga_protocol::limits::STARTS_IN_LAYOUT;
 use milonga_protocol::{ClusterId, Epoch, Layout, Position, UnitId};
 use serde::{Deserialize, Serialize};
 
+use crate::algebra;
+
 /// What the layout's owner knows durably.
 ///
 /// Invariants: `current` is the layout of the last epoch in `starts`; its cluster is `cluster`; an intent is above
@@ -236,11 +238,7 @@ impl History {
         if layout.start < old.start {
             return wrong("its start is below the last one");
         }
-        // No entry moves: below the new start every position keeps its chain (rule 18).
-        if layout.units != old.units || layout.segments != old.segments {
-            return wrong("it moves positions to other units");
-        }
-        Ok(())
+        algebra::continues(old, layout).or_else(wrong)
     }
 }
 

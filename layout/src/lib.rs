@@ -17,6 +17,8 @@
 //! Nothing in here knows of sockets, tasks or clocks; [`LayoutStore`] alone touches a disk. The host drives
 //! [`LayoutCore`]: it carries out effects and feeds back what came of them.
 
+mod algebra;
+mod copying;
 mod core;
 mod courier;
 mod effect;
@@ -25,6 +27,7 @@ pub mod fuzz;
 mod gets;
 mod heard;
 mod history;
+mod joining;
 mod opening;
 mod phase;
 mod plan;
@@ -45,5 +48,5 @@ pub use core::LayoutCore;
 pub use effect::{LayoutEffect, StoreId};
 pub use history::{History, HistoryError, StoreChange};
 pub use milonga_protocol::settle::{SendId, SendOutcome};
-pub use plan::{ClusterPlan, PlanError};
+pub use plan::{ClusterPlan, PlanError, SPARE_AFTER};
 pub use store::{LayoutStore, STORE_VERSION, StoreError};

@@ -18,7 +18,7 @@ use crate::planner;
 impl LayoutCore {
     /// Sends an errand of the current phase.
     pub(crate) fn send(&mut self, errand: Errand, tries: u32) {
-        let Some((name, request)) = self.request(&errand) else {
+        let Some((name, request, body)) = self.request(&errand) else {
             return;
         };
         match self.heard.peer(&name) {
@@ -28,7 +28,7 @@ impl LayoutCore {
                     id,
                     to,
                     request,
-                    body: bytes::Bytes::new(),
+                    body,
                 });
             }
             None => {
@@ -39,20 +39,32 @@ impl LayoutCore {
     }
 
     pub(crate) fn open(&mut self, rest: AfterCommit) {
-        let run = |name: &ServerName| Some((name.clone(), self.heard.run(name)?));
-        self.runs = self.units.iter().filter_map(run).collect();
+        if let Some(layout) = self.history.current() {
+            self.units = layout.units.iter().map(|unit| unit.name.clone()).collect();
+        }
+        let members = self.members();
+        let run = |unit: &UnitIndex| {
+            let name = self.unit_name(*unit);
+            Some((name.clone(), self.heard.run(name)?))
+        };
+        let runs = members.iter().filter_map(run).collect();
+        let before = std::mem::replace(&mut self.runs, runs);
+        self.entered(&before);
         self.lost = rest.lost;
+        self.trimmed = rest.trimmed;
         self.phase = Phase::Open(Opening {
             rest,
             opened: BTreeSet::new(),
             page: Some(0),
         });
-        for unit in self.unit_indexes() {
-            self.send(Errand::Open(unit), 0);
+        self.phase_since = self.now;
+        for unit in &members {
+            self.send(Errand::Open(*unit), 0);
         }
         self.send(Errand::Bootstrap, 0);
         // What was said while the store worked was not looked at.
-        for name in self.units.clone() {
+        for unit in members {
+            let name = self.unit_name(unit).clone();
             self.heard_while_opening(&name, false);
         }
         let sequencer = self.sequencer.clone();
@@ -72,10 +84,8 @@ impl LayoutCore {
         if *name == sequencer.name && hello.incarnation != sequencer.incarnation {
             return self.gather(restarted);
         }
-        let Some(index) = self
-            .unit_indexes()
-            .find(|unit| self.unit_name(*unit) == name)
-        else {
+        let mut members = self.members().into_iter();
+        let Some(index) = members.find(|unit| self.unit_name(*unit) == name) else {
             return;
         };
         let unit = hello.unit;
@@ -175,7 +185,7 @@ impl LayoutCore {
                 if let Phase::Report { left } = &mut self.phase {
                     left.remove(unit);
                     if left.is_empty() {
-                        self.phase = Phase::Idle;
+                        self.rest();
                     }
                 }
                 Ok(())
@@ -202,6 +212,8 @@ impl LayoutCore {
             | Errand::Collect(unit)
             | Errand::Open(unit)
             | Errand::Settled(unit) => self.unit_name(*unit).clone(),
+            Errand::Rejoin(name) => name.clone(),
+            Errand::Copy(step) => self.whom_to_copy(*step),
             Errand::SealSequencer | Errand::Bootstrap | Errand::Settle(_) => self.sequencer.clone(),
         }
     }
@@ -216,6 +228,7 @@ impl LayoutCore {
         let pages = opening.rest.tails.len().div_ceil(STREAM_TAILS_PER_PAGE);
         if page as usize + 1 < pages {
             opening.page = Some(page + 1);
+            self.phase_since = self.now;
             self.send(Errand::Bootstrap, 0);
         } else {
             opening.page = None;
@@ -227,12 +240,14 @@ impl LayoutCore {
         let Phase::Open(opening) = &self.phase else {
             return;
         };
-        if opening.opened.len() < self.units.len() || opening.page.is_some() {
+        let members = self.members();
+        if !members.is_subset(&opening.opened) || opening.page.is_some() {
             return;
         }
         let settle_from = opening.rest.settle_from;
-        let units = self.history.current().map(|layout| &layout.units);
-        let units = units.into_iter().flatten().map(|unit| unit.id).collect();
+        let layout = self.history.current();
+        let id = |unit: &UnitIndex| layout.map(|layout| layout.unit(*unit).id);
+        let units = members.iter().filter_map(id).collect();
         let epoch = self.history.epoch();
         self.phase = Phase::Record { settle_from };
         self.store(StoreChange::Opened { epoch, units });
@@ -243,7 +258,8 @@ impl LayoutCore {
         self.publish();
         self.settle(settle_from);
         // What was said while the store worked was not looked at.
-        let mut names = self.units.clone();
+        let members = self.members().into_iter();
+        let mut names: Vec<_> = members.map(|unit| self.unit_name(unit).clone()).collect();
         names.push(self.sequencer.clone());
         for name in names {
             if let Some(cause) = self.over(&name) {
@@ -254,9 +270,10 @@ impl LayoutCore {
 
     /// Tells every unit that all below the start is settled.
     pub(crate) fn report_settled(&mut self) {
-        let left: BTreeSet<UnitIndex> = self.unit_indexes().collect();
-        self.phase = Phase::Report { left };
-        for unit in self.unit_indexes() {
+        let left = self.members();
+        self.phase = Phase::Report { left: left.clone() };
+        self.phase_since = self.now;
+        for unit in left {
             self.send(Errand::Settled(unit), 0);
         }
     }

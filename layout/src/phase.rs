@@ -16,12 +16,13 @@ use milonga_protocol::{
     Epoch, Incarnation, Layout, Position, ServerName, StreamId, Time, UnitIndex,
 };
 
+use crate::copying::StepId;
 use crate::planner::Observations;
 use crate::tails::Tails;
 
 #[derive(Debug)]
 pub(crate) enum Phase {
-    /// Waits until every listed server has said hello.
+    /// Waits until every chain has enough replicas that said hello, and nobody is about to.
     Gather {
         /// Why a reconfiguration is needed.
         cause: String,
@@ -56,6 +57,8 @@ pub(crate) enum Phase {
 #[derive(Debug)]
 pub(crate) struct Sealing {
     pub(crate) epoch: Epoch,
+    /// Who takes part: all others are gone for this epoch.
+    pub(crate) members: BTreeSet<UnitIndex>,
     pub(crate) reports: BTreeMap<UnitIndex, SealReport>,
     /// The sequencer answered. (Only its bootstrap is needed; a sequencer without state answers, too.)
     pub(crate) sequencer: bool,
@@ -81,7 +84,7 @@ pub(crate) struct AfterCommit {
     pub(crate) trimmed: Position,
     /// End of what some replica lost with its streams.
     pub(crate) lost: Position,
-    /// The epoch that each unit had persisted when it was sealed.
+    /// The epoch that each unit had persisted when it was sealed, or asked to join.
     pub(crate) persisted: BTreeMap<UnitIndex, Epoch>,
     /// Lowest position that some unit does not know to be settled.
     pub(crate) settle_from: Position,
@@ -99,6 +102,8 @@ pub(crate) struct Opening {
 #[derive(Debug)]
 pub(crate) struct Settling {
     pub(crate) settle: Settle,
+    /// When it last got on.
+    pub(crate) progress_at: Time,
     pub(crate) retry_at: Option<Time>,
     pub(crate) tries: u32,
 }
@@ -114,6 +119,10 @@ pub(crate) enum Errand {
     /// Repeated by the settler itself.
     Settle(settle::SendId),
     Settled(UnitIndex),
+    /// Beside all phases: to a unit that is in no chain.
+    Rejoin(ServerName),
+    /// A step of copying.
+    Copy(StepId),
 }
 
 /// The runs that the current epoch was opened with.

@@ -1,9 +1,13 @@
 //! What the configuration says of the cluster.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use milonga_protocol::messages::Lease;
 use milonga_protocol::{Layout, Limits, ServerName, UnitIndex};
+
+/// The default of [`ClusterPlan::spare_after`].
+pub const SPARE_AFTER: Duration = Duration::from_secs(10);
 
 /// The cluster as configured: makes the first layout, and is compared with each later one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +19,14 @@ pub struct ClusterPlan {
     pub sequencer: ServerName,
     /// Processes that may become the sequencer when the present one falls silent, in order of preference.
     pub spare_sequencers: Vec<ServerName>,
+    /// Units that may take the place of one that is gone, in order of preference.
+    pub spare_units: Vec<ServerName>,
+    /// A spare takes a place only after so long: whose place it is may just be starting, and needs less copying.
+    pub spare_after: Duration,
+    /// For the first layout: a chain gives up no replica if fewer than these were left; at least 1.
+    pub min_replicas: u16,
+    /// Most bytes that are copied to joining units in a second; `None`: as many as possible.
+    pub copy_bytes_per_second: Option<u64>,
     /// Limits for the first layout; later they come from the layout.
     pub limits: Limits,
     /// What stands for a lease. With [`Lease::DirectoryLock`] all servers are one process, so that nothing else can
@@ -41,6 +53,14 @@ pub enum PlanError {
         /// The name.
         name: ServerName,
     },
+    /// Nobody could ever be given up.
+    #[error(
+        "min_replicas = {min} is more than the shortest chain has; lower it, or name more units"
+    )]
+    MinReplicas {
+        /// What was asked for.
+        min: u16,
+    },
     /// More units than a layout can name.
     #[error(
         "the configuration names {units} log units; at most {} are possible",
@@ -52,7 +72,7 @@ pub enum PlanError {
     },
     /// The layout names other units.
     #[error(
-        "the configuration names the units {configured}, but this cluster was made with {recorded}; changing the units of a cluster is not supported yet, so restore the configuration"
+        "the configuration names the units {configured}, but this cluster was made with other chains (now {recorded}); name new units under spare_units, and leave the chains as they were"
     )]
     OtherUnits {
         /// In the configuration.
@@ -75,6 +95,10 @@ impl ClusterPlan {
             units,
             sequencer,
             spare_sequencers: Vec::new(),
+            spare_units: Vec::new(),
+            spare_after: SPARE_AFTER,
+            min_replicas: 1,
+            copy_bytes_per_second: None,
             limits,
             lease,
         }
@@ -85,6 +109,39 @@ impl ClusterPlan {
     pub fn with_spare_sequencers(mut self, names: Vec<ServerName>) -> Self {
         self.spare_sequencers = names;
         self
+    }
+
+    /// The plan with these spare units, which take a place that was vacant for so long.
+    #[must_use]
+    pub fn with_spare_units(mut self, names: Vec<ServerName>, after: Duration) -> Self {
+        (self.spare_units, self.spare_after) = (names, after);
+        self
+    }
+
+    /// The plan with another policy for chains that lose replicas.
+    #[must_use]
+    pub const fn with_min_replicas(mut self, min_replicas: u16) -> Self {
+        self.min_replicas = min_replicas;
+        self
+    }
+
+    /// The plan with a limit on copying.
+    #[must_use]
+    pub const fn with_copy_limit(mut self, bytes_per_second: Option<u64>) -> Self {
+        self.copy_bytes_per_second = bytes_per_second;
+        self
+    }
+
+    /// Replicas that each chain is to have.
+    pub(crate) fn replicas(&self) -> u16 {
+        let longest = self.units.iter().map(Vec::len).max().unwrap_or(1);
+        u16::try_from(longest).unwrap_or(u16::MAX)
+    }
+
+    /// The chain that the configuration gives `name`; `None` for a spare.
+    pub(crate) fn home(&self, name: &ServerName) -> Option<u16> {
+        let chain = self.units.iter().position(|chain| chain.contains(name))?;
+        u16::try_from(chain).ok()
     }
 
     /// All processes that may be the sequencer, the most preferred first.
@@ -113,8 +170,13 @@ impl ClusterPlan {
         if units > usize::from(u16::MAX) {
             return Err(PlanError::TooMany { units });
         }
+        if usize::from(self.min_replicas) > self.units.iter().map(Vec::len).min().unwrap_or(0) {
+            let min = self.min_replicas;
+            return Err(PlanError::MinReplicas { min });
+        }
         let mut seen = BTreeSet::new();
-        if let Some(name) = self.unit_names().find(|name| !seen.insert(*name)) {
+        let mut names = self.unit_names().chain(&self.spare_units);
+        if let Some(name) = names.find(|name| !seen.insert(*name)) {
             let name = name.clone();
             return Err(PlanError::Twice { name });
         }
@@ -126,14 +188,29 @@ impl ClusterPlan {
         let Some(layout) = current else {
             return Ok(());
         };
-        let recorded = chains_of(layout);
-        if recorded != self.units {
+        if !self.fits(layout) {
             return Err(PlanError::OtherUnits {
                 configured: show(&self.units),
-                recorded: show(&recorded),
+                recorded: show(&chains_of(layout)),
             });
         }
         Ok(())
+    }
+}
+
+impl ClusterPlan {
+    /// Whether the layout's chains can have come from these: units come and go, chains stay.
+    fn fits(&self, layout: &Layout) -> bool {
+        let chains = chains_of(layout);
+        let at_home = (0..).zip(&chains).all(|(chain, names)| {
+            let mut names = names.iter();
+            names.all(|name| match self.home(name) {
+                Some(home) => home == chain,
+                None => self.spare_units.contains(name),
+            })
+        });
+        let known = |name: &ServerName| layout.units.iter().any(|unit| unit.name == *name);
+        at_home && chains.len() == self.units.len() && self.unit_names().all(known)
     }
 }
 
@@ -176,9 +253,24 @@ mod tests {
         assert_eq!(good.check(None), Ok(()));
         assert_eq!(good.check(Some(&layout)), Ok(()));
         assert_eq!(good.chains(), layout.segments[0].chains);
-        let other = plan(&[&["unit-1a", "unit-1b", "unit-2a", "unit-2b"]]);
-        let error = other.check(Some(&layout)).unwrap_err().to_string();
-        assert!(error.contains("made with [unit-1a unit-1b] [unit-2a unit-2b]"));
+        for other in [
+            plan(&[&["unit-1a", "unit-1b", "unit-2a", "unit-2b"]]),
+            plan(&[&["unit-1a", "unit-2a"], &["unit-1b", "unit-2b"]]),
+            plan(&[&["unit-1a", "unit-1b"], &["unit-2a"]]),
+            plan(&[&["unit-1a", "unit-1b"], &["unit-2a", "unit-2b", "unit-2c"]]),
+        ] {
+            let error = other.check(Some(&layout)).unwrap_err().to_string();
+            let recorded = "now [unit-1a unit-1b] [unit-2a unit-2b]";
+            assert!(error.contains(recorded), "{error}");
+        }
+        // A chain that lost a unit, and one that won a spare.
+        let mut other = layout;
+        other.segments[0].chains[0].pop();
+        assert_eq!(good.check(Some(&other)), Ok(()));
+        other.units[3].name = "unit-3".into();
+        let spare = plan(&[&["unit-1a", "unit-1b"], &["unit-2a"]]);
+        let spare = spare.with_spare_units(vec!["unit-3".into()], SPARE_AFTER);
+        assert_eq!(spare.check(Some(&other)), Ok(()));
     }
 
     #[test]

@@ -1,12 +1,15 @@
 //! From what is known to the next layout, or to the reason why there can be none. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use milonga_protocol::layout::SequencerRef;
+use milonga_protocol::layout::{Redundancy, SequencerRef};
 use milonga_protocol::messages::{SealReport, UnitHello};
 use milonga_protocol::plants::{self, Plant};
-use milonga_protocol::{ClusterId, Epoch, Layout, Position, Segment, ServerName, UnitId, UnitRef};
+use milonga_protocol::{
+    ClusterId, Epoch, Layout, Position, Segment, ServerName, UnitId, UnitIndex, UnitRef,
+};
 
+use crate::algebra::{self, Change};
 use crate::history::History;
 use crate::plan::ClusterPlan;
 
@@ -17,9 +20,7 @@ pub(crate) fn objection(history: &History, name: &ServerName, unit: &UnitHello) 
     };
     let listed = layout.units.iter().find(|listed| listed.name == *name);
     let Some(listed) = listed else {
-        return Some(format!(
-            "{name} is not a unit of this cluster; restore the configuration it was made with"
-        ));
+        return new_unit(layout, name, unit);
     };
     if unit.id != listed.id && unit.empty {
         return Some(format!(
@@ -40,6 +41,19 @@ pub(crate) fn objection(history: &History, name: &ServerName, unit: &UnitHello) 
         ));
     }
     lost_past(history, name, unit)
+}
+
+/// A spare that no layout has named yet.
+fn new_unit(layout: &Layout, name: &ServerName, unit: &UnitHello) -> Option<String> {
+    if let Some(other) = layout.units.iter().find(|other| other.id == unit.id) {
+        return Some(format!(
+            "{name} came with the directory of {}; give it back, and start {name} with an empty one",
+            other.name
+        ));
+    }
+    let foreign = !unit.empty && unit.cluster != Some(layout.cluster);
+    foreign
+        .then(|| format!("{name} holds data of another cluster; start it with an empty directory"))
 }
 
 fn at_genesis(name: &ServerName, unit: &UnitHello) -> Option<String> {
@@ -92,12 +106,24 @@ pub(crate) fn twins<'a>(units: impl Iterator<Item = (&'a ServerName, UnitId)>) -
 pub(crate) struct Observations {
     /// For genesis: the id the cluster gets.
     pub(crate) fresh: ClusterId,
-    /// Identities of all units, in the order of [`ClusterPlan::unit_names`].
+    /// For genesis: identities of all units, in the order of [`ClusterPlan::unit_names`].
     pub(crate) units: Vec<UnitId>,
-    /// What all of them reported when sealed.
-    pub(crate) reports: Vec<SealReport>,
+    /// What the members that go on reported when sealed. Whoever is missing here is gone.
+    pub(crate) reports: BTreeMap<UnitIndex, SealReport>,
+    /// Units that enter a chain.
+    pub(crate) joins: Vec<Join>,
+    /// Members that hold everything of what they are joining.
+    pub(crate) copied: BTreeSet<UnitIndex>,
     /// The sequencer's run.
     pub(crate) sequencer: SequencerRef,
+}
+
+/// A unit that has forgotten what it does not surely know, and may enter a chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Join {
+    pub(crate) name: ServerName,
+    pub(crate) id: UnitId,
+    pub(crate) chain: u16,
 }
 
 impl Observations {
@@ -108,20 +134,20 @@ impl Observations {
         } else {
             self.reports.len()
         };
-        let reports = self.reports.iter().take(asked);
+        let reports = self.reports.values().take(asked);
         let high = reports.map(|r| r.high.max(r.marks.trimmed).max(r.lost));
         high.max().unwrap_or_default()
     }
 
     /// Everything below was trimmed on some replica.
     pub(crate) fn trimmed(&self) -> Position {
-        let trimmed = self.reports.iter().map(|r| r.marks.trimmed);
+        let trimmed = self.reports.values().map(|r| r.marks.trimmed);
         trimmed.max().unwrap_or_default()
     }
 
     /// End of what some replica lost with its streams, if that was not trimmed; 0 if there is nothing.
     pub(crate) fn lost(&self) -> Position {
-        let lost = self.reports.iter().map(|r| r.lost).max();
+        let lost = self.reports.values().map(|r| r.lost).max();
         let lost = lost.unwrap_or_default();
         if lost > self.trimmed() {
             lost
@@ -132,7 +158,7 @@ impl Observations {
 
     /// Everything below is decided on every unit: settling begins there.
     pub(crate) fn settled(&self) -> Position {
-        let settled = self.reports.iter().map(|r| r.marks.settled);
+        let settled = self.reports.values().map(|r| r.marks.settled);
         if plants::active(Plant::SettlesFromHighestMark) {
             return settled.max().unwrap_or_default();
         }
@@ -140,8 +166,9 @@ impl Observations {
     }
 }
 
-/// The layout of `epoch`: the same chains, a new start. `start` is not below any position that any sealed unit holds,
-/// nor below the last start, so nothing that was written is granted again (rule 16).
+/// The layout of `epoch`: the same chains without those that are gone and with those that join, and a new start. `start`
+/// is not below any position that any sealed unit holds, nor below the last start, so nothing that was written is granted
+/// again (rule 16).
 pub(crate) fn next_layout(
     plan: &ClusterPlan,
     history: &History,
@@ -152,13 +179,46 @@ pub(crate) fn next_layout(
         return genesis(plan, history, epoch, seen);
     };
     let start = old.start.max(seen.high());
+    let stays = |unit: &UnitIndex| seen.reports.contains_key(unit);
+    let gone = old.members().into_iter().filter(|unit| !stays(unit));
+    let (units, joins) = with_joining(old, &seen.joins);
+    let change = Change {
+        gone: gone.collect(),
+        copied: seen.copied.clone(),
+        joins,
+    };
     Layout {
         epoch,
         start,
         starts: history.starts_with(epoch, start),
+        segments: algebra::next_segments(old, start, &change),
+        units,
         sequencer: seen.sequencer.clone(),
         ..old.clone()
     }
+}
+
+/// The list of units with those that join, and where each of them enters.
+fn with_joining(old: &Layout, joins: &[Join]) -> (Vec<UnitRef>, Vec<(u16, UnitIndex)>) {
+    let mut units = old.units.clone();
+    let mut places = Vec::new();
+    for join in joins {
+        let known = units.iter().position(|unit| unit.name == join.name);
+        let at = known.unwrap_or(units.len());
+        let Ok(index) = u16::try_from(at).map(UnitIndex) else {
+            continue;
+        };
+        let unit = UnitRef {
+            name: join.name.clone(),
+            id: join.id,
+        };
+        match units.get_mut(at) {
+            Some(place) => *place = unit,
+            None => units.push(unit),
+        }
+        places.push((join.chain, index));
+    }
+    (units, places)
 }
 
 fn genesis(plan: &ClusterPlan, history: &History, epoch: Epoch, seen: &Observations) -> Layout {
@@ -172,12 +232,12 @@ fn genesis(plan: &ClusterPlan, history: &History, epoch: Epoch, seen: &Observati
         epoch,
         start: Position::ZERO,
         starts: history.starts_with(epoch, Position::ZERO),
-        segments: vec![Segment {
-            start: Position::ZERO,
-            origin: Position::ZERO,
-            chains: plan.chains(),
-        }],
+        segments: vec![Segment::new(Position::ZERO, Position::ZERO, plan.chains())],
         units: units.map(unit).collect(),
+        redundancy: Redundancy {
+            replicas: plan.replicas(),
+            min_replicas: plan.min_replicas.max(1),
+        },
         sequencer: seen.sequencer.clone(),
         limits: plan.limits,
     }
@@ -215,7 +275,12 @@ mod tests {
         Observations {
             fresh: ClusterId(9),
             units: (0..units as u128).map(UnitId).collect(),
-            reports: reports.iter().map(report).collect(),
+            reports: (0..)
+                .map(UnitIndex)
+                .zip(reports.iter().map(report))
+                .collect(),
+            joins: Vec::new(),
+            copied: BTreeSet::new(),
             sequencer: SequencerRef {
                 name: "sequencer-1".into(),
                 incarnation: Incarnation(run),
@@ -239,7 +304,7 @@ mod tests {
                 let epoch = history.next_epoch();
                 let layout = next_layout(&plan, &history, epoch, &seen);
                 let parent = history.epoch();
-                prop_assert!(seen.reports.iter().all(|r| r.high <= layout.start));
+                prop_assert!(seen.reports.values().all(|r| r.high <= layout.start));
                 history.apply(&StoreChange::Intent { epoch }).unwrap();
                 history.apply(&StoreChange::Commit { parent, layout: layout.clone() }).unwrap();
                 prop_assert_eq!(layout.segments.len(), 1);
@@ -255,6 +320,7 @@ mod tests {
             persisted: Epoch(2),
             serving: Epoch(0),
             empty: false,
+            poisoned: false,
         }
     }
 

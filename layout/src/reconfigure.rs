@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bytes::Bytes;
 use milonga_protocol::layout::SequencerRef;
 use milonga_protocol::messages::{
     Lease, Refusal, Request, Response, SequencerRequest, StreamTail, UnitRequest, UnitResponse,
@@ -18,17 +19,19 @@ use crate::tails::Tails;
 
 /// What starts together shares one reconfiguration: so long nothing new must have been heard.
 const QUIET: Duration = Duration::from_millis(50);
+/// What comes back together does: whoever is still absent is waited for so long.
+const TOGETHER: Duration = Duration::from_millis(300);
 
 impl LayoutCore {
     // --------------------------------------------------------------------------------------------- gather
 
-    /// Listed servers without a recent hello in their role.
+    /// Servers that are waited for: without them there is no next epoch.
     pub(crate) fn missing(&self) -> Vec<&ServerName> {
-        let fresh = |name| self.heard.fresh(self.now, name);
-        let units = self.units.iter();
-        let mut missing: Vec<_> = units
-            .filter(|name| fresh(name).is_none_or(|hello| hello.unit.is_none()))
-            .collect();
+        let mut missing = Vec::new();
+        if self.next_members().is_none() {
+            let absent = self.absent();
+            missing.extend(absent.iter().map(|unit| self.unit_name(*unit)));
+        }
         if self.next_sequencer().is_none() && !missing.contains(&&self.sequencer) {
             missing.push(&self.sequencer);
         }
@@ -37,8 +40,11 @@ impl LayoutCore {
 
     /// Why those who are there may not take part, with the way out.
     pub(crate) fn objections(&self) -> Vec<String> {
-        let hello = |name| Some((name, self.heard.last(name)?.unit?));
-        let units: Vec<_> = self.units.iter().filter_map(hello).collect();
+        let hello = |unit: UnitIndex| {
+            let name = self.unit_name(unit);
+            Some((name, self.heard.last(name)?.unit?))
+        };
+        let units: Vec<_> = self.members().into_iter().filter_map(hello).collect();
         let each = units.iter();
         let each = each.filter_map(|(name, unit)| planner::objection(&self.history, name, unit));
         let mut objections: Vec<_> = each.collect();
@@ -52,9 +58,10 @@ impl LayoutCore {
         let Phase::Gather { since, .. } = &self.phase else {
             return None;
         };
-        if !self.missing().is_empty() || !self.objections().is_empty() {
-            return None;
-        }
+        let (members, gone_at) = self.next_members()?;
+        let complete = members.len() == self.members().len();
+        let back_at = self.heard.last_back().after(TOGETHER);
+        let back_at = if complete { gone_at } else { back_at };
         let quiet = match self.plan.lease {
             // One process: nobody else can start together with it.
             Lease::DirectoryLock => Duration::ZERO,
@@ -66,7 +73,9 @@ impl LayoutCore {
                 .last_new()
                 .max(*since)
                 .after(quiet)
-                .max(chosen_at),
+                .max(chosen_at)
+                .max(gone_at)
+                .max(back_at),
         )
     }
 
@@ -91,22 +100,36 @@ impl LayoutCore {
         if let Some((sequencer, _)) = self.next_sequencer() {
             self.sequencer = sequencer.clone();
         }
+        let members = self.next_members().map(|(members, _)| members);
         self.phase = Phase::Seal(Sealing {
             epoch: self.history.next_epoch(),
+            members: members.unwrap_or_default(),
             reports: BTreeMap::new(),
             sequencer: false,
         });
-        for unit in self.unit_indexes() {
+        self.phase_since = self.now;
+        // A sequencer that cannot be reached must not cost the units their epoch.
+        self.send(Errand::SealSequencer, 0);
+    }
+
+    fn seal_units(&mut self) {
+        let Phase::Seal(sealing) = &mut self.phase else {
+            return;
+        };
+        if std::mem::replace(&mut sealing.sequencer, true) {
+            return;
+        }
+        self.phase_since = self.now;
+        for unit in sealing.members.clone() {
             self.send(Errand::Seal(unit), 0);
         }
-        self.send(Errand::SealSequencer, 0);
     }
 
     pub(crate) fn all_sealed(&mut self) {
         let Phase::Seal(sealing) = &self.phase else {
             return;
         };
-        if sealing.reports.len() < self.units.len() || !sealing.sequencer {
+        if sealing.reports.len() < sealing.members.len() || !sealing.sequencer {
             return;
         }
         let id = |name| Some(self.heard.last(name)?.unit?.id);
@@ -114,7 +137,9 @@ impl LayoutCore {
         let seen = Observations {
             fresh: self.fresh,
             units: self.units.iter().filter_map(id).collect(),
-            reports: sealing.reports.values().copied().collect(),
+            reports: sealing.reports.clone(),
+            joins: self.ready_to_join(&sealing.members),
+            copied: self.copied.clone(),
             sequencer: SequencerRef {
                 incarnation: self.heard.run(&sequencer).unwrap_or(Incarnation(0)),
                 name: sequencer,
@@ -124,13 +149,15 @@ impl LayoutCore {
         if plants::active(Plant::HandedOutBeforeCommit) {
             self.hand_out(&layout);
         }
+        let members: Vec<_> = seen.reports.keys().copied().collect();
         self.phase = Phase::Collect(Collecting {
             seen,
             layout,
-            cursors: self.unit_indexes().map(|unit| (unit, None)).collect(),
+            cursors: members.iter().map(|unit| (*unit, None)).collect(),
             tails: Tails::default(),
         });
-        for unit in self.unit_indexes() {
+        self.phase_since = self.now;
+        for unit in members {
             self.send(Errand::Collect(unit), 0);
         }
     }
@@ -149,8 +176,8 @@ impl LayoutCore {
         if page.is_empty() && !done {
             return Err("an empty page that is not the last".into());
         }
-        let report = &collecting.seen.reports[usize::from(unit.0)];
-        let trimmed = report.marks.trimmed.0 > 0;
+        let report = collecting.seen.reports.get(&unit);
+        let trimmed = report.is_some_and(|report| report.marks.trimmed.0 > 0);
         if !plants::acts(Plant::StreamTailsMissed, 4) {
             collecting.tails.add(page, trimmed);
         }
@@ -174,11 +201,15 @@ impl LayoutCore {
             return;
         };
         let (seen, layout) = (collecting.seen, collecting.layout);
-        let trimmers = seen.reports.iter().filter(|r| r.marks.trimmed.0 > 0);
+        let trimmers = seen.reports.values();
+        let trimmers = trimmers.filter(|r| r.marks.trimmed.0 > 0);
         let trimmers = u16::try_from(trimmers.count()).unwrap_or(u16::MAX);
-        let persisted = self
-            .unit_indexes()
-            .zip(seen.reports.iter().map(|r| r.epoch));
+        let sealed = seen.reports.iter().map(|(unit, r)| (*unit, r.epoch));
+        let joined = seen.joins.iter().filter_map(|join| {
+            let unit = layout.find_unit(join.id)?;
+            Some((unit, self.persisted(&join.name)))
+        });
+        let persisted = sealed.chain(joined);
         let rest = AfterCommit {
             tails: collecting.tails.finish(trimmers, seen.trimmed()),
             trimmed: seen.trimmed(),
@@ -196,7 +227,8 @@ impl LayoutCore {
         match std::mem::replace(&mut self.phase, Phase::Idle) {
             // Somebody may have come or gone meanwhile.
             Phase::Intend => {
-                if self.missing().is_empty() && self.objections().is_empty() {
+                let there = self.next_members().filter(|(_, at)| *at <= self.now);
+                if there.is_some() && self.next_sequencer().is_some() {
                     self.seal();
                 } else {
                     self.gather("a server was missed while a reconfiguration began".into());
@@ -211,7 +243,15 @@ impl LayoutCore {
     // ------------------------------------------------------------------------------------------- errands
 
     /// What an errand of the current phase asks, and of whom.
-    pub(crate) fn request(&self, errand: &Errand) -> Option<(ServerName, Request)> {
+    pub(crate) fn request(&self, errand: &Errand) -> Option<(ServerName, Request, Bytes)> {
+        if let Errand::Copy(step) = errand {
+            return self.copy_request(*step);
+        }
+        let (name, request) = self.short_request(errand)?;
+        Some((name, request, Bytes::new()))
+    }
+
+    fn short_request(&self, errand: &Errand) -> Option<(ServerName, Request)> {
         let (name, request) = match (errand, &self.phase) {
             (Errand::Seal(unit), Phase::Seal(sealing)) => {
                 let epoch = sealing.epoch;
@@ -233,6 +273,10 @@ impl LayoutCore {
                 };
                 (self.unit_name(*unit), Request::Unit(request))
             }
+            (Errand::Rejoin(name), Phase::Idle) => {
+                let epoch = self.history.next_epoch();
+                (name, Request::Unit(UnitRequest::Rejoin { epoch }))
+            }
             _ => return self.request_after_commit(errand),
         };
         Some((name.clone(), request))
@@ -243,8 +287,14 @@ impl LayoutCore {
         &mut self,
         errand: &Errand,
         response: Response,
+        body: Bytes,
     ) -> Result<(), String> {
         match (errand, response) {
+            (Errand::Copy(step), response) => self.copy_answered(*step, response, body),
+            (Errand::Rejoin(name), Response::Unit(UnitResponse::Done)) => {
+                self.can_join(name.clone());
+                Ok(())
+            }
             (Errand::Seal(unit), Response::Unit(UnitResponse::Sealed(report))) => {
                 if let Phase::Seal(sealing) = &mut self.phase {
                     sealing.reports.insert(*unit, report);
@@ -253,9 +303,7 @@ impl LayoutCore {
                 Ok(())
             }
             (Errand::SealSequencer, Response::Sequencer(_) | Response::Refused(_)) => {
-                if let Phase::Seal(sealing) = &mut self.phase {
-                    sealing.sequencer = true;
-                }
+                self.seal_units();
                 self.all_sealed();
                 Ok(())
             }

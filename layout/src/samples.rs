@@ -2,7 +2,8 @@
 
 use milonga_protocol::layout::SequencerRef;
 use milonga_protocol::{
-    ClusterId, Epoch, Incarnation, Layout, Limits, Position, Segment, UnitId, UnitIndex, UnitRef,
+    ClusterId, Epoch, Incarnation, Layout, Limits, Position, Redundancy, Segment, UnitId,
+    UnitIndex, UnitRef,
 };
 
 use crate::history::History;
@@ -27,15 +28,16 @@ pub(crate) fn layout(epoch: u64, start: u64, history: &History) -> Layout {
         epoch,
         start,
         starts: history.starts_with(epoch, start),
-        segments: vec![Segment {
-            start: Position::ZERO,
-            origin: Position::ZERO,
-            chains: vec![
+        segments: vec![Segment::new(
+            Position::ZERO,
+            Position::ZERO,
+            vec![
                 vec![UnitIndex(0), UnitIndex(1)],
                 vec![UnitIndex(2), UnitIndex(3)],
             ],
-        }],
+        )],
         units: (1..).zip(names).map(unit).collect(),
+        redundancy: Redundancy::of(2),
         sequencer: SequencerRef {
             name: "sequencer-1".into(),
             incarnation: Incarnation(5),

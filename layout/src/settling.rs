@@ -68,6 +68,7 @@ impl LayoutCore {
         };
         self.phase = Phase::Settle(Settling {
             settle,
+            progress_at: self.now,
             retry_at: None,
             tries: 0,
         });
@@ -101,6 +102,7 @@ impl LayoutCore {
         let winners = settling.settle.take_winners();
         if !winners.is_empty() {
             settling.tries = 0;
+            settling.progress_at = self.now;
         }
         self.settled.note(winners);
         match settling.settle.end().cloned() {

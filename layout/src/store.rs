@@ -5,6 +5,7 @@ pub(crate) mod fuzz;
 mod records;
 #[cfg(test)]
 mod tests;
+mod version_1;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,9 @@ use crate::history::{History, HistoryError, StoreChange};
 use records::Header;
 
 /// Version of the store's tables and records.
-pub const STORE_VERSION: u16 = 1;
+pub const STORE_VERSION: u16 = 2;
+/// The oldest version that can still be read; the next change writes the newest.
+const OLDEST_VERSION: u16 = 1;
 /// The history is small; redb's default would be a gigabyte.
 const CACHE_BYTES: usize = 8 << 20;
 
@@ -221,7 +224,7 @@ impl File<'_> {
     }
 
     fn check_header(&self, header: &Header) -> Result<(), StoreError> {
-        if header.version != STORE_VERSION {
+        if !(OLDEST_VERSION..=STORE_VERSION).contains(&header.version) {
             return Err(StoreError::Version {
                 path: self.path.to_path_buf(),
                 found: header.version,

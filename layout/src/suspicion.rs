@@ -1,31 +1,84 @@
-//! Who is taken for gone: so far the sequencer, if there is another process that can take its place.
+//! Who is taken for gone: the sequencer, if there is another process that can take its place, and units, if their chains
+//! keep enough replicas.
 //!
-//! Being wrong is harmless: units serve the new epoch only, so tokens of the old sequencer are refused, and a tail answer
-//! without a lease is confirmed by units, which no longer do (rules 20 and 21). It costs one reconfiguration.
+//! Being wrong is harmless. Units serve the new epoch only, so tokens of the old sequencer are refused, and a tail answer
+//! without a lease is confirmed by units, which no longer do (rules 20 and 21). A unit that missed an epoch forgets what
+//! was decided without it before it comes back (rule 10). It costs a reconfiguration, and copying.
 
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
-use milonga_protocol::{ServerName, Time};
+use milonga_protocol::{ServerName, Time, UnitIndex};
 
+use crate::algebra;
 use crate::core::LayoutCore;
 use crate::phase::Phase;
+use crate::planner;
 
 /// A server that says hello ten times a second and was silent for so long is taken for gone.
 const SILENT: Duration = Duration::from_millis(500);
-/// So much time does not pass between two events of a core that listens: it was paused, and nobody else is to blame.
-pub(crate) const NOT_LISTENING: Duration = Duration::from_millis(250);
+/// Who was never heard since this process began is waited for so long: everything may just be starting.
+const ABSENT: Duration = Duration::from_secs(3);
+/// A unit that says hello and does not do what it is asked for so long is taken for gone.
+const ANSWERS_WITHIN: Duration = Duration::from_millis(1_500);
+/// It is asked again after this long.
+const UNRESPONSIVE_FOR: Duration = Duration::from_secs(5);
+
+/// So many suspicions cost nothing; with each further one that is not older than this, patience doubles. A layout server
+/// with a slow link would else seal everything again and again, and never come to an end.
+const QUICK_SUSPICIONS: usize = 4;
+const REMEMBERED_FOR: Duration = Duration::from_secs(30);
+const MOST_DOUBLINGS: u32 = 3;
+
+/// How long silence is borne.
+#[derive(Debug, Default)]
+pub(crate) struct Patience {
+    /// When somebody was suspected lately; bounded, because it doubles the time between two.
+    suspicions: VecDeque<Time>,
+}
+
+impl Patience {
+    fn suspected(&mut self, now: Time) {
+        self.suspicions.push_back(now);
+        let old = |at: &Time| now.since(*at) > REMEMBERED_FOR;
+        while self.suspicions.front().is_some_and(old) {
+            self.suspicions.pop_front();
+        }
+    }
+
+    fn silent(&self, now: Time) -> Duration {
+        let lately = self.suspicions.iter();
+        let lately = lately
+            .filter(|at| now.since(**at) <= REMEMBERED_FOR)
+            .count();
+        let doublings = (lately + 1).saturating_sub(QUICK_SUSPICIONS);
+        let doublings = u32::try_from(doublings).unwrap_or(MOST_DOUBLINGS);
+        SILENT * 2_u32.pow(doublings.min(MOST_DOUBLINGS))
+    }
+}
 
 impl LayoutCore {
+    fn silent(&self) -> Duration {
+        self.patience.silent(self.now)
+    }
+
+    /// Whether `name` said hello lately and did not do what it was asked for.
+    fn is_unresponsive(&self, name: &ServerName) -> bool {
+        self.unresponsive.get(name).is_some_and(|t| *t > self.now)
+    }
+
     /// Whether `name` can be the sequencer, and was heard lately.
-    fn can_sequence(&self, name: &ServerName) -> bool {
+    pub(crate) fn can_sequence(&self, name: &ServerName) -> bool {
         let hello = self.heard.fresh(self.now, name);
-        hello.is_some_and(|hello| hello.sequencer) && self.gone_at(name) > self.now
+        hello.is_some_and(|hello| hello.sequencer)
+            && self.gone_at(name) > self.now
+            && !self.is_unresponsive(name)
     }
 
     /// When `name` is taken for gone, if nothing more is heard of it.
     fn gone_at(&self, name: &ServerName) -> Time {
         let since = self.heard.silent_since(name);
-        since.unwrap_or(self.started).after(SILENT)
+        since.unwrap_or(self.started).after(self.silent())
     }
 
     /// Another process that can be the sequencer now.
@@ -40,15 +93,180 @@ impl LayoutCore {
         let present = &self.sequencer;
         let other = self.other_sequencer();
         if let Some(other) = other.filter(|_| !self.can_sequence(present)) {
-            return Some((other, self.gone_at(present)));
+            let deaf = self.is_unresponsive(present);
+            let gone_at = if deaf {
+                self.now
+            } else {
+                self.gone_at(present)
+            };
+            return Some((other, gone_at));
         }
         let hello = self.heard.fresh(self.now, present);
         let here = hello.is_some_and(|hello| hello.sequencer);
         here.then_some((present, Time::default()))
     }
 
+    // ----------------------------------------------------------------------------------------------- units
+
+    /// Why the unit `name` cannot take part now, though it may say hello.
+    pub(crate) fn trouble(&self, name: &ServerName) -> Option<String> {
+        let hello = self.heard.last(name);
+        let Some((hello, unit)) = hello.and_then(|hello| Some((hello, hello.unit?))) else {
+            return Some("says nothing".into());
+        };
+        // Who entered this epoch has not become somebody else; its last hello may be older than that.
+        let entered = self.runs.get(name) == Some(&hello.incarnation);
+        let objection = planner::objection(&self.history, name, &unit).filter(|_| !entered);
+        if objection.is_some() {
+            return objection;
+        }
+        if unit.poisoned {
+            return Some("its disk failed; restart it, or replace the disk".into());
+        }
+        if self.is_unresponsive(name) {
+            return Some("does not answer".into());
+        }
+        let silent = self.silent_unit_at(name) <= self.now;
+        silent.then(|| "says nothing any more".into())
+    }
+
+    fn silent_unit_at(&self, name: &ServerName) -> Time {
+        match self.heard.silent_since(name) {
+            Some(since) => since.after(self.silent()),
+            None => self.started.after(ABSENT),
+        }
+    }
+
+    /// When the unit `name` is taken for gone, if nothing more is heard of it.
+    fn unit_gone_at(&self, name: &ServerName) -> Time {
+        match self.heard.since(name) {
+            // An old hello of another run may have been overtaken.
+            Some(since) if self.trouble(name).is_some() => since.after(SILENT),
+            _ => self.silent_unit_at(name),
+        }
+    }
+
+    /// Whether the unit `name` can take part in the next epoch.
+    pub(crate) fn can_serve(&self, name: &ServerName) -> bool {
+        self.trouble(name).is_none()
+    }
+
+    /// Members that cannot take part now.
+    pub(crate) fn absent(&self) -> BTreeSet<UnitIndex> {
+        let mut members = self.members();
+        members.retain(|unit| !self.can_serve(self.unit_name(*unit)));
+        members
+    }
+
+    /// Who makes the next epoch, and from when on that is settled: all members, without those that are gone if every
+    /// chain can do without them. `None`: some chain would keep too few (rule 16).
+    pub(crate) fn next_members(&self) -> Option<(BTreeSet<UnitIndex>, Time)> {
+        let (members, absent) = (self.members(), self.absent());
+        let Some(layout) = self.history.current() else {
+            let all = absent.is_empty() && self.objections().is_empty();
+            return all.then_some((members, Time::default()));
+        };
+        if !algebra::can_do_without(layout, &absent) {
+            return None;
+        }
+        let gone_at = absent
+            .iter()
+            .map(|unit| self.unit_gone_at(self.unit_name(*unit)));
+        let gone_at = gone_at.max().unwrap_or_default();
+        Some((members.difference(&absent).copied().collect(), gone_at))
+    }
+
+    /// The units that the present phase relies on, and those of them that it waits for, since when.
+    fn relied_on(&self) -> Option<(BTreeSet<UnitIndex>, BTreeSet<UnitIndex>, Time)> {
+        let since = self.phase_since;
+        Some(match &self.phase {
+            // The units are asked once the sequencer has answered.
+            Phase::Seal(sealing) if !sealing.sequencer => {
+                (sealing.members.clone(), BTreeSet::new(), since)
+            }
+            Phase::Seal(sealing) => {
+                let done = sealing.reports.keys().copied().collect();
+                let waits = sealing.members.difference(&done).copied();
+                (sealing.members.clone(), waits.collect(), since)
+            }
+            Phase::Collect(collecting) => {
+                let members = collecting.seen.reports.keys().copied().collect();
+                (members, collecting.cursors.keys().copied().collect(), since)
+            }
+            Phase::Open(opening) => {
+                let members = self.members();
+                let waits = members.difference(&opening.opened).copied().collect();
+                (members, waits, since)
+            }
+            Phase::Settle(settling) => {
+                let waits = settling.settle.waiting().map(|(unit, _)| unit);
+                (self.members(), waits.collect(), settling.progress_at)
+            }
+            Phase::Report { left } => (self.members(), left.clone(), since),
+            Phase::Idle => (self.members(), BTreeSet::new(), since),
+            _ => return None,
+        })
+    }
+
+    /// Whether the next epoch can be made by `members` without `more`.
+    fn can_lose(&self, members: &BTreeSet<UnitIndex>, more: &BTreeSet<UnitIndex>) -> bool {
+        let Some(layout) = self.history.current() else {
+            return false;
+        };
+        let mut gone: BTreeSet<_> = self.members().difference(members).copied().collect();
+        gone.extend(more);
+        algebra::can_do_without(layout, &gone)
+    }
+
+    /// When a unit that the present phase relies on is taken for gone.
+    fn suspect_unit_at(&self) -> Option<Time> {
+        let (members, waits, since) = self.relied_on()?;
+        let gone_at = |unit: &UnitIndex| self.unit_gone_at(self.unit_name(*unit));
+        let gone: BTreeSet<_> = members
+            .iter()
+            .copied()
+            .filter(|u| gone_at(u) <= self.now)
+            .collect();
+        let times = members.iter().filter_map(|unit| {
+            let mut lost = gone.clone();
+            lost.insert(*unit);
+            self.can_lose(&members, &lost).then(|| gone_at(unit))
+        });
+        let mut slow = gone.clone();
+        slow.extend(&waits);
+        let stuck = !waits.is_empty() && self.can_lose(&members, &slow);
+        times
+            .chain(stuck.then(|| since.after(ANSWERS_WITHIN)))
+            .min()
+    }
+
+    /// Begins a reconfiguration without the units that are gone, if it can do without them.
+    fn suspect_units(&mut self) {
+        if self.suspect_unit_at().is_none_or(|at| at > self.now) {
+            return;
+        }
+        let Some((members, waits, since)) = self.relied_on() else {
+            return;
+        };
+        if since.after(ANSWERS_WITHIN) <= self.now {
+            for unit in waits {
+                let name = self.unit_name(unit).clone();
+                self.unresponsive
+                    .insert(name, self.now.after(UNRESPONSIVE_FOR));
+            }
+        }
+        let cause = members.iter().find_map(|unit| {
+            let name = self.unit_name(*unit);
+            self.trouble(name).map(|why| format!("{name} {why}"))
+        });
+        self.patience.suspected(self.now);
+        self.gather(cause.unwrap_or_else(|| "a unit is gone".into()));
+    }
+
+    // ------------------------------------------------------------------------------------------------- both
+
     /// When the sequencer at work is taken for gone.
-    pub(crate) fn suspect_at(&self) -> Option<Time> {
+    fn suspect_sequencer_at(&self) -> Option<Time> {
         let at_work = matches!(
             self.phase,
             Phase::Seal(_)
@@ -58,15 +276,53 @@ impl LayoutCore {
                 | Phase::Report { .. }
                 | Phase::Idle
         );
-        (at_work && self.other_sequencer().is_some()).then(|| self.gone_at(&self.sequencer))
+        if !at_work || self.other_sequencer().is_none() {
+            return None;
+        }
+        let waits = match &self.phase {
+            Phase::Seal(sealing) => !sealing.sequencer,
+            Phase::Open(opening) => opening.page.is_some(),
+            _ => false,
+        };
+        let stuck_at = self.phase_since.after(ANSWERS_WITHIN);
+        let gone_at = self.gone_at(&self.sequencer);
+        Some(if waits {
+            gone_at.min(stuck_at)
+        } else {
+            gone_at
+        })
     }
 
-    /// Begins a reconfiguration if the sequencer is gone.
-    pub(crate) fn suspect(&mut self) {
-        if self.suspect_at().is_some_and(|at| at <= self.now) {
-            let (name, silent) = (&self.sequencer, SILENT.as_millis());
-            self.gather(format!("{name} has said nothing for {silent} ms"));
+    /// When somebody that is at work is taken for gone.
+    pub(crate) fn suspect_at(&self) -> Option<Time> {
+        if !self.heard.is_listening(self.now) {
+            return None;
         }
+        let times = [self.suspect_sequencer_at(), self.suspect_unit_at()];
+        times.into_iter().flatten().min()
+    }
+
+    /// Begins a reconfiguration if somebody is gone.
+    pub(crate) fn suspect(&mut self) {
+        if self.suspect_at().is_none_or(|at| at > self.now) {
+            return;
+        }
+        if self.suspect_sequencer_at().is_none_or(|at| at > self.now) {
+            return self.suspect_units();
+        }
+        let name = self.sequencer.clone();
+        let silent = self.gone_at(&name) <= self.now;
+        self.patience.suspected(self.now);
+        let why = if silent {
+            "says nothing any more"
+        } else {
+            "does not answer"
+        };
+        if !silent {
+            let until = self.now.after(UNRESPONSIVE_FOR);
+            self.unresponsive.insert(name.clone(), until);
+        }
+        self.gather(format!("{name} {why}"));
     }
 }
 

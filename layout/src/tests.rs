@@ -11,7 +11,7 @@ use milonga_protocol::messages::{
 };
 use milonga_protocol::{
     BackPointers, ClusterId, Epoch, Incarnation, ListEnd, Position, ServerName, StreamId, Time,
-    UnitId,
+    UnitId, UnitIndex,
 };
 
 use unit::Unit;
@@ -21,6 +21,14 @@ use crate::{LayoutEffect, StoreError};
 
 fn opened(seed: u64) -> World {
     let mut world = World::new(seed, 2, 2);
+    world.run_for(1_000);
+    assert!(world.is_served(), "{:?}", world.core().facts());
+    world
+}
+
+/// Two chains of one unit each: nobody can be done without.
+fn single(seed: u64) -> World {
+    let mut world = World::new(seed, 2, 1);
     world.run_for(1_000);
     assert!(world.is_served(), "{:?}", world.core().facts());
     world
@@ -88,20 +96,155 @@ fn nothing_is_sealed_before_all_are_heard_of() {
     world.heal_and_check();
     // A unit that only pauses is not missed by anybody.
     world.down = vec![name("unit-00")];
-    world.run_for(10_000);
-    assert_eq!(epoch(&world), 1);
+    world.run_for(200);
     world.down.clear();
-    // One that is away while another returns is waited for, and the published layout stays.
-    world.down = vec![name("unit-00")];
-    world.run_for(4_000);
-    world.restart(&name("unit-01"));
+    world.run_for(5_000);
+    assert_eq!(epoch(&world), 1);
+    // A whole chain that is away while another unit returns is waited for, and the published layout stays.
+    world.down = vec![name("unit-00"), name("unit-01")];
     world.run_for(4_000);
     assert_eq!(epoch(&world), 1);
-    assert!(state(&mut world).contains("waiting for unit-00"));
+    world.restart(&name("unit-10"));
+    world.run_for(4_000);
+    assert_eq!(epoch(&world), 1);
+    let words = state(&mut world);
+    assert!(words.contains("waiting for unit-00, unit-01"), "{words}");
     assert!(world.core().published_layout().is_some());
-    assert_eq!(world.units[&name("unit-10")].serves(), Epoch(1));
+    assert_eq!(world.units[&name("unit-11")].serves(), Epoch(1));
     world.heal_and_check();
     assert_eq!(epoch(&world), 2);
+}
+
+/// Names of the chains' units, head first, segment by segment, and how many are joining.
+fn chains(world: &mut World) -> Vec<(Vec<Vec<String>>, usize)> {
+    let layout = world.core().published_layout().expect("served").layout;
+    let unit = |unit: &UnitIndex| layout.unit(*unit).name.to_string();
+    let chain = |chain: &Vec<UnitIndex>| chain.iter().map(unit).collect();
+    let segments = layout.segments.iter();
+    let segments = segments.map(|s| (s.chains.iter().map(chain).collect(), s.joining.len()));
+    segments.collect()
+}
+
+#[test]
+fn a_unit_that_is_gone_is_given_up_and_taken_in_again() {
+    let mut world = opened(40);
+    (0..40).for_each(|_| world.append());
+    let before = world.acked.len();
+    world.down = vec![name("unit-00")];
+    world.run_for(700);
+    assert_eq!(epoch(&world), 2, "within 0.7 s");
+    let two = vec![
+        vec!["unit-01".into()],
+        vec!["unit-10".into(), "unit-11".into()],
+    ];
+    assert_eq!(chains(&mut world), [(two, 0)]);
+    let facts = world.core().facts();
+    assert_eq!(facts["reduced redundancy"], "chain 1 has 1 of 2 replicas");
+    assert!(
+        facts["out"].starts_with("unit-00: says nothing"),
+        "{facts:?}"
+    );
+    (0..40).for_each(|_| world.append());
+    assert!(world.acked.len() > before + 10, "appends go on");
+    // Nobody waits for it, and it comes back behind the others.
+    world.restart(&name("unit-11"));
+    world.run_for(500);
+    assert_eq!(epoch(&world), 3);
+    world.down.clear();
+    world.heal_and_check();
+    let chain = |names: [&str; 2]| names.map(String::from).to_vec();
+    let two = vec![chain(["unit-01", "unit-00"]), chain(["unit-10", "unit-11"])];
+    assert_eq!(chains(&mut world), [(two, 0)]);
+}
+
+#[test]
+fn a_spare_takes_the_place_of_who_does_not_come_back() {
+    let mut world = opened(41);
+    world.add_spare("unit-3");
+    (0..40).for_each(|_| world.append());
+    let before = epoch(&world);
+    world.down = vec![name("unit-10")];
+    world.run_for(9_000);
+    assert_eq!(epoch(&world), before + 1, "its place is kept for a while");
+    world.run_for(6_000);
+    world.down.clear();
+    world.heal_and_check();
+    let [(two, 0)] = &chains(&mut world)[..] else {
+        panic!("still joining");
+    };
+    assert_eq!(two[1], ["unit-11", "unit-3"]);
+    let facts = world.core().facts();
+    assert!(
+        facts["out"].contains("unit-10: waiting for a place"),
+        "{facts:?}"
+    );
+}
+
+#[test]
+fn who_goes_up_and_down_is_kept_out_for_longer_and_longer() {
+    let mut world = opened(42);
+    for _ in 0..12 {
+        world.down = vec![name("unit-00")];
+        world.run_for(1_000);
+        world.down.clear();
+        world.run_for(1_000);
+    }
+    // Each time it is given up and comes back, that is three epochs.
+    assert!(epoch(&world) < 20, "{} epochs", epoch(&world));
+    world.run_for(60_000);
+    world.heal_and_check();
+}
+
+#[test]
+fn a_chain_keeps_as_many_replicas_as_the_policy_says() {
+    let mut world = World::new(43, 1, 3);
+    world.plan = world.plan.with_min_replicas(2);
+    world.start_core();
+    world.run_for(1_000);
+    world.down = vec![name("unit-00")];
+    world.run_for(2_000);
+    assert_eq!(epoch(&world), 2);
+    world.down.push(name("unit-01"));
+    world.run_for(5_000);
+    assert_eq!(epoch(&world), 2);
+    world.down.clear();
+    world.heal_and_check();
+}
+
+#[test]
+fn who_says_hello_and_does_nothing_is_given_up() {
+    let mut world = opened(44);
+    (0..20).for_each(|_| world.append());
+    world.deaf = vec![name("unit-01")];
+    world.restart(&name("unit-10"));
+    world.run_for(3_000);
+    assert_eq!(epoch(&world), 2);
+    assert!(world.core().facts()["out"].contains("unit-01"));
+    world.deaf.clear();
+    world.heal_and_check();
+}
+
+#[test]
+fn copying_is_slowed_down_to_its_limit() {
+    let time = |limit| {
+        let mut world = World::new(45, 1, 2);
+        world.plan = world.plan.with_copy_limit(limit);
+        world.start_core();
+        world.run_for(1_000);
+        while world.acked.len() < 200 {
+            world.append();
+        }
+        world.down = vec![name("unit-00")];
+        world.run_for(1_000);
+        // All of it again.
+        world.units.get_mut(&name("unit-00")).unwrap().forget();
+        world.down.clear();
+        let began = world.now;
+        world.heal_and_check();
+        world.now.since(began).as_millis()
+    };
+    let (fast, slow) = (time(None), time(Some(5_000)));
+    assert!(slow > fast + 1_000, "{fast} ms, {slow} ms");
 }
 
 #[test]
@@ -218,7 +361,7 @@ fn data_without_a_history_is_refused() {
 
 #[test]
 fn an_emptied_directory_is_refused() {
-    let mut world = opened(11);
+    let mut world = single(11);
     let lost = world.units.insert(name("unit-10"), Unit::new(99)).unwrap();
     stuck(&mut world, &["unit-10 came with an empty directory"]);
     // Also without a restart of the layout server; and all is well once the directory is back.
@@ -237,29 +380,29 @@ fn an_emptied_directory_is_refused() {
 
 #[test]
 fn a_restored_backup_is_refused() {
-    let mut world = opened(12);
+    let mut world = single(12);
     world.restart(&name("unit-00"));
     world.heal_and_check();
-    world.units.get_mut(&name("unit-01")).unwrap().persisted = Epoch(1);
+    world.units.get_mut(&name("unit-10")).unwrap().persisted = Epoch(1);
     stuck(
         &mut world,
-        &["unit-01 has lost its past: it confirmed epoch 2"],
+        &["unit-10 has lost its past: it confirmed epoch 2"],
     );
-    world.units.get_mut(&name("unit-01")).unwrap().persisted = Epoch(5);
+    world.units.get_mut(&name("unit-10")).unwrap().persisted = Epoch(5);
     stuck(
         &mut world,
-        &["unit-01 has served epoch 5, but the history ends with epoch 2"],
+        &["unit-10 has served epoch 5, but the history ends with epoch 2"],
     );
 }
 
 #[test]
 fn foreign_units_are_refused() {
-    let mut world = opened(13);
-    world.units.get_mut(&name("unit-01")).unwrap().cluster = Some(ClusterId(3));
-    stuck(&mut world, &["unit-01 belongs to cluster"]);
-    let mut world = opened(14);
+    let mut world = single(13);
+    world.units.get_mut(&name("unit-10")).unwrap().cluster = Some(ClusterId(3));
+    stuck(&mut world, &["unit-10 belongs to cluster"]);
+    let mut world = single(14);
     let a = world.units.remove(&name("unit-00")).unwrap();
-    let b = world.units.insert(name("unit-01"), a).unwrap();
+    let b = world.units.insert(name("unit-10"), a).unwrap();
     world.units.insert(name("unit-00"), b);
     stuck(&mut world, &["unit-00 came with the directory of unit"]);
     let mut world = World::new(15, 1, 2);
@@ -267,6 +410,28 @@ fn foreign_units_are_refused() {
         unit.id = UnitId(4);
     }
     stuck(&mut world, &["unit-00 and unit-01 have the same identity"]);
+}
+
+#[test]
+fn who_is_refused_is_gone_for_a_chain_that_can_do_without() {
+    for seed in 0..5 {
+        let mut world = opened(50 + seed);
+        (0..30).for_each(|_| world.append());
+        let lost = world.units.insert(name("unit-10"), Unit::new(99)).unwrap();
+        world.restart(&name("unit-10"));
+        world.run_for(2_000);
+        assert_eq!(epoch(&world), 2);
+        let out = world.core().facts()["out"].clone();
+        assert!(
+            out.contains("unit-10 came with an empty directory"),
+            "{out}"
+        );
+        (0..30).for_each(|_| world.append());
+        // The right directory again, though it missed an epoch.
+        world.units.insert(name("unit-10"), lost);
+        world.restart(&name("unit-10"));
+        world.heal_and_check();
+    }
 }
 
 #[test]

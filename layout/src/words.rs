@@ -13,9 +13,9 @@ impl LayoutCore {
             Phase::Gather { cause, .. } => return self.why_gather(cause),
             Phase::Intend => format!("recording the intent for epoch {epoch}"),
             Phase::Seal(sealing) => {
-                let units = self.unit_indexes();
+                let units = sealing.members.iter();
                 let silent = units.filter(|unit| !sealing.reports.contains_key(unit));
-                let mut silent: Vec<_> = silent.map(|unit| self.unit_name(unit)).collect();
+                let mut silent: Vec<_> = silent.map(|unit| self.unit_name(*unit)).collect();
                 if !sealing.sequencer {
                     silent.push(&self.sequencer);
                 }
@@ -28,9 +28,9 @@ impl LayoutCore {
             }
             Phase::Commit { .. } => format!("recording the layout of epoch {epoch}"),
             Phase::Open(opening) => {
-                let units = self.unit_indexes();
-                let closed = units.filter(|unit| !opening.opened.contains(unit));
-                let mut left: Vec<_> = closed.map(|unit| self.unit_name(unit)).collect();
+                let members = self.members();
+                let closed = members.difference(&opening.opened);
+                let mut left: Vec<_> = closed.map(|unit| self.unit_name(*unit)).collect();
                 if opening.page.is_some() {
                     left.push(&self.sequencer);
                 }
@@ -61,7 +61,7 @@ impl LayoutCore {
 
     fn why_gather(&self, cause: &str) -> String {
         let objections = self.objections();
-        if !objections.is_empty() {
+        if !objections.is_empty() && self.next_members().is_none() {
             return format!("cannot go on: {}", objections.join("; "));
         }
         match self.missing().as_slice() {

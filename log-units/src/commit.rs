@@ -232,9 +232,10 @@ impl Unit {
                 Waiter::Fill { call, positions } => self.give_winners(call, positions),
             }
         }
-        self.fail_opening(&Refusal::Busy {
-            what: "disk space".to_owned(),
-        });
+        let what = "disk space".to_owned();
+        let refusal = Refusal::Busy { what };
+        self.fail_rejoining(&refusal);
+        self.fail_opening(&refusal);
     }
 
     /// The refusal of a poisoned unit.
@@ -261,6 +262,7 @@ impl Unit {
         for call in self.state.give_up() {
             self.refuse(call, refusal.clone());
         }
+        self.fail_rejoining(&refusal);
         self.fail_opening(&refusal);
     }
 }

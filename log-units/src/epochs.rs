@@ -10,6 +10,7 @@ use milonga_protocol::{ClusterId, Epoch, Layout, Position, UnitRange};
 use crate::disk::{DiskDone, DiskError, DiskOp};
 use crate::format::{SUPERBLOCK, SUPERBLOCK_BYTES, SUPERBLOCK_NEW};
 use crate::marks::Held;
+use crate::rejoin::Rejoining;
 use crate::unit::{Op, Unit};
 
 /// The epoch that is served.
@@ -18,6 +19,8 @@ pub(crate) struct Serving {
     pub(crate) layout: Layout,
     /// Own ranges, in order of position.
     pub(crate) held: Vec<Held>,
+    /// Ranges that this unit is being given; closed and settled.
+    pub(crate) joining: Vec<UnitRange>,
 }
 
 impl Serving {
@@ -58,6 +61,7 @@ pub(crate) struct Epochs {
     /// Every epoch below is over.
     sealed_for: Epoch,
     opening: Option<Opening>,
+    pub(crate) rejoining: Option<Rejoining>,
     seals: Vec<(CallId, Epoch)>,
 }
 
@@ -157,8 +161,13 @@ impl Unit {
             let epoch = Epoch(least.0.saturating_sub(1));
             return self.refuse(call, Refusal::Sealed { epoch });
         }
-        self.epochs.sealed_for = epoch;
         self.epochs.seals.push((call, epoch));
+        self.seal_for(epoch);
+    }
+
+    /// Every epoch below `epoch` is over here.
+    pub(crate) fn seal_for(&mut self, epoch: Epoch) {
+        self.epochs.sealed_for = self.epochs.sealed_for.max(epoch);
         self.refuse_parked();
     }
 
@@ -167,8 +176,7 @@ impl Unit {
     pub(crate) fn seal_itself(&mut self, position: Position) {
         let epoch = self.state.durable.epoch;
         tracing::warn!(%position, %epoch, "sealed: the head lost a value that may be undecided");
-        self.epochs.sealed_for = self.epochs.sealed_for.max(epoch.next());
-        self.refuse_parked();
+        self.seal_for(epoch.next());
     }
 
     /// Answers seals once nothing is on its way to the disk. A trim mark neither: the report tells whether streams that
@@ -194,6 +202,10 @@ impl Unit {
             };
             self.reply(call, UnitResponse::Sealed(report), Bytes::new());
         }
+    }
+
+    pub(crate) const fn is_opening(&self) -> bool {
+        self.epochs.opening.is_some()
     }
 
     pub(crate) const fn sealed_for(&self) -> Epoch {
@@ -226,8 +238,7 @@ impl Unit {
             .next()
             .map(|(_, start)| *start);
         // What was served is over, also if nobody sealed it.
-        self.epochs.sealed_for = self.epochs.sealed_for.max(epoch);
-        self.refuse_parked();
+        self.seal_for(epoch);
         self.epochs.opening = Some(Opening {
             layout,
             void_from,
@@ -339,8 +350,13 @@ impl Unit {
         self.mark = self.mark.min(opening.void_from.unwrap_or(Position::MAX));
         let held = ranges.into_iter().map(|range| Held::new(range, self.mark));
         let held = held.collect();
+        let joining = layout.joining_of(self.superblock.unit);
         tracing::info!(epoch = %layout.epoch, start = %layout.start, "open");
-        self.epochs.serving = Some(Serving { layout, held });
+        self.epochs.serving = Some(Serving {
+            layout,
+            held,
+            joining,
+        });
         self.advance_decided();
         for call in calls {
             if self.serving().is_some() {

@@ -32,6 +32,7 @@ mod read;
 mod reader;
 mod rebuild;
 mod recovery;
+mod rejoin;
 mod scan;
 mod segment_index;
 mod state_file;

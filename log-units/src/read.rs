@@ -93,8 +93,18 @@ impl Unit {
             if first && self.writer.pending.contains_key(&position) {
                 return Slot::Known(UnitReadAnswer::Pending);
             }
+            if first && self.was_settled(position) {
+                return Slot::Known(lost_answer());
+            }
         }
         self.stored_slot(position)
+    }
+
+    /// Whether `position` is known to be settled: whoever does not hold it has lost it (rules 5 and 11).
+    fn was_settled(&self, position: Position) -> bool {
+        let held = self.serving().map_or(&[][..], |serving| &serving.held);
+        let held = held.iter().find(|held| held.range.owns(position));
+        held.is_some_and(|held| position < held.settled)
     }
 
     /// The range that owns `position`, as an index.

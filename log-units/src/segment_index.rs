@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use milonga_protocol::{Position, StreamId};
+use milonga_protocol::{Position, StreamId, UnitRange};
 
 use crate::format::{BatchHeader, Edges, Footer, Junk, Suspect};
 use crate::index::{Held, Place};
@@ -197,13 +197,13 @@ impl Active {
         self.entries.len()
     }
 
-    /// Positions of `stream` in `from..to`, ascending, at most `most`.
-    pub(crate) fn stream(&self, stream: u64, from: u64, to: u64, most: usize, out: &mut Vec<u64>) {
+    /// The first positions of `stream` that are wanted, ascending.
+    pub(crate) fn stream(&self, stream: u64, wanted: &Wanted, out: &mut Vec<u64>) {
         let Some(list) = self.streams.get(&stream) else {
             return;
         };
-        let list = &list[list.partition_point(|p| *p < from)..];
-        out.extend(list.iter().take_while(|p| **p < to).take(most));
+        let list = &list[list.partition_point(|p| *p < wanted.from)..];
+        out.extend(wanted.of(list.iter().copied()));
     }
 
     /// The last position of `stream`.
@@ -223,6 +223,25 @@ impl Active {
         self.streams
             .range((lower, std::ops::Bound::Unbounded))
             .map(|(stream, list)| (*stream, list.as_slice()))
+    }
+}
+
+/// Which positions of a stream are wanted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    /// The chain's: a unit that was in another chain before may hold that one's positions, too.
+    pub(crate) range: UnitRange,
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+    /// Most of them.
+    pub(crate) most: usize,
+}
+
+impl Wanted {
+    fn of(&self, positions: impl Iterator<Item = u64>) -> impl Iterator<Item = u64> {
+        let below = positions.take_while(|p| *p < self.to);
+        let own = below.filter(|p| self.range.owns(Position(*p)));
+        own.take(self.most)
     }
 }
 
@@ -377,15 +396,14 @@ impl Sealed {
         positions.get(member as usize).copied().unwrap_or(0)
     }
 
-    /// Positions of `stream` in `from..to`, ascending, at most `most`.
-    pub(crate) fn stream(&self, stream: u64, from: u64, to: u64, most: usize, out: &mut Vec<u64>) {
+    /// The first positions of `stream` that are wanted, ascending.
+    pub(crate) fn stream(&self, stream: u64, wanted: &Wanted, out: &mut Vec<u64>) {
         let Ok(at) = self.footer.streams.binary_search(&stream) else {
             return;
         };
         let members = self.members_at(at);
-        let first = members.partition_point(|m| self.position_of(*m) < from);
-        let positions = members[first..].iter().map(|m| self.position_of(*m));
-        out.extend(positions.take_while(|p| *p < to).take(most));
+        let first = members.partition_point(|m| self.position_of(*m) < wanted.from);
+        out.extend(wanted.of(members[first..].iter().map(|m| self.position_of(*m))));
     }
 
     /// The last position of `stream`.

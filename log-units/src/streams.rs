@@ -13,6 +13,7 @@ use milonga_protocol::{BackPointers, Epoch, ListEnd, Position, StreamId, Time, U
 
 use crate::read::{Purpose, len32};
 use crate::reader::{ANSWER_BYTES, Slot, concat};
+use crate::segment_index::Wanted;
 use crate::unit::Unit;
 
 /// Most requests that wait for the next part of a stream; more are answered at once.
@@ -94,9 +95,17 @@ impl Unit {
         Some(self.serving()?.held.get(index)?.range)
     }
 
-    /// Positions of the streams in the range asked, ascending, at most `most`.
-    fn candidates(&self, read: &StreamsRead, end: Position, most: usize) -> Vec<u64> {
-        let (from, to) = (read.from.0, read.to.min(end).0);
+    /// Positions of the streams in `range`, as far as they are asked and lie below `end`, ascending, at most
+    /// [`MOST_ENTRIES`].
+    fn candidates(&self, read: &StreamsRead, range: UnitRange, end: Position) -> Vec<u64> {
+        let (from, to) = (read.from.0, read.to.min(range.to).min(end).0);
+        let most = MOST_ENTRIES;
+        let wanted = Wanted {
+            range,
+            from,
+            to,
+            most,
+        };
         let mut found = Vec::new();
         // Segments hold nearly disjoint positions: those that begin above what was found have nothing to add.
         let mut segments: Vec<_> = self.index.sealed.iter().collect();
@@ -108,7 +117,7 @@ impl Unit {
                 break;
             }
             for stream in &read.streams {
-                segment.stream(stream.0, from, to, most, &mut found);
+                segment.stream(stream.0, &wanted, &mut found);
             }
             found.sort_unstable();
             found.dedup();
@@ -116,7 +125,7 @@ impl Unit {
         }
         if let Some(active) = &self.index.active {
             for stream in &read.streams {
-                active.stream(stream.0, from, to, most, &mut found);
+                active.stream(stream.0, &wanted, &mut found);
             }
             found.sort_unstable();
             found.dedup();
@@ -137,9 +146,9 @@ impl Unit {
             let what = "reads under way".to_owned();
             return self.refuse(call, Refusal::Busy { what });
         }
-        let end = self.range_around(read.from).and_then(|r| self.range(r));
-        let end = end.map_or(Position::ZERO, |range| range.to);
-        let found = self.candidates(&read, end, MOST_ENTRIES);
+        let range = self.range_around(read.from).and_then(|r| self.range(r));
+        let found = range.map(|range| self.candidates(&read, range, Position::MAX));
+        let found = found.unwrap_or_default();
         read.as_of = self.counters.batches;
         let slots = found
             .into_iter()
@@ -210,7 +219,7 @@ impl Unit {
         if read.as_of == self.counters.batches || plants::active(Plant::ListClaimsNews) {
             return complete;
         }
-        let now = self.candidates(read, range.to.min(complete), MOST_ENTRIES);
+        let now = self.candidates(read, range, complete);
         let given: BTreeSet<u64> = listed.iter().map(|(position, _)| position.0).collect();
         let unseen = now.into_iter().find(|position| !given.contains(position));
         unseen.map_or(complete, |position| complete.min(Position(position)))

@@ -142,6 +142,7 @@ impl Unit {
                     persisted: self.state.durable.epoch,
                     serving: self.serving().map_or(Epoch::NONE, |s| s.layout.epoch),
                     empty: cluster.is_none() && self.index.high == Position::ZERO,
+                    poisoned: self.poison.is_some(),
                 }))
             }
         }
@@ -205,6 +206,8 @@ impl Unit {
                 settled,
                 items,
             } => self.repair(call, epoch, settled, items, body),
+            UnitRequest::Rejoin { epoch } => self.rejoin(call, epoch),
+            UnitRequest::Lacking { epoch, from, limit } => self.lacking(call, epoch, from, limit),
         }
     }
 
@@ -255,6 +258,7 @@ impl Unit {
         if !matches!(self.phase, Phase::Ready) {
             return;
         }
+        self.go_on_rejoining();
         self.go_on_opening();
         self.prepare_segment();
         self.pump();

@@ -11,6 +11,7 @@ use milonga_protocol::{EncodedEntry, EntryId, Epoch, Position, StreamId};
 use crate::epochs::Serving;
 use crate::format::{BATCH_HEADER, Footer, HEADER_BYTES, record_bytes, size};
 use crate::index::{Held, Place};
+use crate::marks;
 use crate::read::Purpose;
 use crate::reader::{ANSWER_BYTES, Slot};
 use crate::unit::Unit;
@@ -157,7 +158,7 @@ impl Unit {
         self.writer.wait(last, Waiter::Write { call, answers });
     }
 
-    /// Takes settled values back from somebody who read them at another replica (rule 11).
+    /// Takes settled values from somebody who read them at another replica: back, or for the first time (rules 10, 11).
     pub(crate) fn repair(
         &mut self,
         call: CallId,
@@ -181,14 +182,15 @@ impl Unit {
     fn judge_repair(&self, position: Position, value: &Value) -> Verdict {
         let held = self.range_of(position).zip(self.serving());
         let held = held.and_then(|(range, serving)| serving.held.get(range));
-        let Some((held, serving)) = held.zip(self.serving()) else {
-            return Verdict::Answer(WriteAnswer::NotMine);
+        let (stride, settled) = match (held, self.joining_range(position)) {
+            // What may still be undecided is decided by its writers, and by the next epoch.
+            (Some(held), _) => (held.range.stripes, self.is_settled(held, position)),
+            (None, Some(range)) => (range.stripes, true),
+            (None, None) => return Verdict::Answer(WriteAnswer::NotMine),
         };
         if position < self.trimmed() {
             return Verdict::Answer(WriteAnswer::Trimmed);
         }
-        // What may still be undecided is decided by its writers, and by the next epoch.
-        let settled = position < held.settled || serving.layout.is_closed(position);
         if !settled || matches!(value, Value::Bad) {
             return Verdict::Answer(WriteAnswer::Refused);
         }
@@ -198,7 +200,12 @@ impl Unit {
         if !self.index.is_lost(position) && self.index.held(position).is_some() {
             return Verdict::Answer(WriteAnswer::Durable);
         }
-        self.judge_new(value, false, held.range.stripes)
+        self.judge_new(value, false, stride)
+    }
+
+    fn is_settled(&self, held: &marks::Held, position: Position) -> bool {
+        let closed = self.serving().is_some_and(|s| s.layout.is_closed(position));
+        closed || position < held.settled
     }
 
     /// The values of a request of the epoch that is served, and the bytes they take.
@@ -245,9 +252,10 @@ impl Unit {
         let Some((range, serving)) = self.range_of(position).zip(self.serving()) else {
             return Verdict::Answer(WriteAnswer::NotMine);
         };
-        let Some(range) = serving.held.get(range).map(|h| h.range) else {
+        let Some(held) = serving.held.get(range) else {
             return Verdict::Answer(WriteAnswer::NotMine);
         };
+        let range = held.range;
         let arbitrates = range.is_head() && !serving.layout.is_closed(position);
         if position < self.trimmed() {
             return Verdict::Answer(WriteAnswer::Trimmed);
@@ -286,6 +294,9 @@ impl Unit {
                     };
                 }
             }
+        } else if arbitrates && position < held.settled {
+            // Settled without this sender, or it would not send: it finds out what by asking the log.
+            return Verdict::Answer(WriteAnswer::Refused);
         } else if arbitrates {
             return Verdict::LostAtHead;
         }

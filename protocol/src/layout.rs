@@ -35,17 +35,73 @@ pub struct Segment {
     pub start: Position,
     /// Position `p` lies on chain `(p - origin) mod n`. Not above `start`; survives merges (rule 18).
     pub origin: Position,
-    /// The chains, each from head to tail.
+    /// The chains, each from head to tail. Whoever is listed is complete: it holds whatever is settled (rule 10).
     pub chains: Vec<Vec<UnitIndex>>,
+    /// Units that are being given what a chain holds; no replicas yet (rule 5).
+    pub joining: Vec<Joining>,
+}
+
+/// A unit on its way into a chain of a closed segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Joining {
+    /// The chain, as an index into the segment's chains.
+    pub chain: u16,
+    /// The unit.
+    pub unit: UnitIndex,
 }
 
 impl Segment {
+    /// A segment whose chains are complete.
+    #[must_use]
+    pub const fn new(start: Position, origin: Position, chains: Vec<Vec<UnitIndex>>) -> Self {
+        Self {
+            start,
+            origin,
+            chains,
+            joining: Vec::new(),
+        }
+    }
+
+    /// Whether both have the same number of chains and give each position to the same one (rule 18).
+    #[must_use]
+    pub fn maps_like(&self, other: &Self) -> bool {
+        let stripes = self.chains.len().max(1) as u64;
+        let apart = self.origin.0.abs_diff(other.origin.0);
+        self.chains.len() == other.chains.len() && apart.is_multiple_of(stripes)
+    }
+
+    /// Whether `unit` is a replica of one of the chains.
+    #[must_use]
+    pub fn lists(&self, unit: UnitIndex) -> bool {
+        self.chains.iter().any(|chain| chain.contains(&unit))
+    }
+
     /// The chain of `position`, as an index into `chains`.
     #[must_use]
     pub fn chain_of(&self, position: Position) -> usize {
         let stripes = self.chains.len().max(1) as u64;
         let chain = position.0.saturating_sub(self.origin.0) % stripes;
         usize::try_from(chain).expect("fewer chains than usize")
+    }
+}
+
+/// How much redundancy is wanted, and how little is enough to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Redundancy {
+    /// Replicas that a chain is to have; units that are free are taken in until it has.
+    pub replicas: u16,
+    /// A chain gives up no replica if fewer than these were left; at least 1.
+    pub min_replicas: u16,
+}
+
+impl Redundancy {
+    /// Chains of `replicas` units, of which one is enough to go on.
+    #[must_use]
+    pub const fn of(replicas: u16) -> Self {
+        Self {
+            replicas,
+            min_replicas: 1,
+        }
     }
 }
 
@@ -71,8 +127,10 @@ pub struct Layout {
     pub starts: Vec<(Epoch, Position)>,
     /// Segments in order of position; the first starts at 0; the last has no end.
     pub segments: Vec<Segment>,
-    /// The units that segments refer to.
+    /// The units that segments refer to. One that no segment names any more keeps its index.
     pub units: Vec<UnitRef>,
+    /// The policy for chains that lose replicas.
+    pub redundancy: Redundancy,
     /// The sequencer.
     pub sequencer: SequencerRef,
     /// Shared limits.
@@ -236,6 +294,41 @@ impl Layout {
         }
     }
 
+    /// The units that take part in this epoch: replicas, and those that are on their way to be.
+    #[must_use]
+    pub fn members(&self) -> BTreeSet<UnitIndex> {
+        let joining = self.segments.iter().flat_map(|s| &s.joining);
+        joining
+            .map(|joining| joining.unit)
+            .chain(self.listed())
+            .collect()
+    }
+
+    /// The units that are a replica of some chain.
+    #[must_use]
+    pub fn listed(&self) -> BTreeSet<UnitIndex> {
+        let chains = self.segments.iter().flat_map(|s| &s.chains);
+        chains.flatten().copied().collect()
+    }
+
+    /// The ranges that the unit with identity `id` is being given, in order of position. Its place in their chains is
+    /// behind the last.
+    #[must_use]
+    pub fn joining_of(&self, id: UnitId) -> Vec<UnitRange> {
+        let Some(unit) = self.find_unit(id) else {
+            return Vec::new();
+        };
+        let segments = self.segments.iter().enumerate();
+        let ranges = segments.flat_map(|(index, segment)| {
+            let mine = segment.joining.iter().filter(move |j| j.unit == unit);
+            mine.map(move |joining| {
+                let chain = usize::from(joining.chain);
+                self.range(index, chain, segment.chains[chain].len())
+            })
+        });
+        ranges.collect()
+    }
+
     /// All ranges that the unit with identity `id` holds, in order of position.
     #[must_use]
     pub fn ranges_of(&self, id: UnitId) -> Vec<UnitRange> {
@@ -303,6 +396,9 @@ impl Layout {
         {
             return whole("two units have the same identity or the same name");
         }
+        if self.redundancy.min_replicas == 0 {
+            return whole("its chains may lose all their replicas");
+        }
         if self.limits.entry_bytes > MAX_ENTRY_BYTES
             || self.limits.streams_per_entry > MAX_STREAMS_PER_ENTRY
         {
@@ -339,6 +435,19 @@ impl Layout {
                 Some(true) => return wrong("names a unit twice"),
                 Some(unseen) => *unseen = true,
             }
+        }
+        for Joining { chain, unit } in &segment.joining {
+            if usize::from(*chain) >= segment.chains.len() {
+                return wrong("has a unit join a chain that it does not have");
+            }
+            match seen.get_mut(usize::from(unit.0)) {
+                None => return wrong("names a unit that the layout does not list"),
+                Some(true) => return wrong("has a unit join that it names already"),
+                Some(unseen) => *unseen = true,
+            }
+        }
+        if !segment.joining.is_empty() && self.end_of(index) > self.start {
+            return wrong("has a unit join, but is not closed");
         }
         Ok(())
     }
@@ -385,16 +494,11 @@ mod tests {
             .collect();
         let segments = origins
             .iter()
-            .map(|&(start, origin, chains)| Segment {
-                start: Position(start),
-                origin: Position(origin),
-                chains: (0..chains)
-                    .map(|c| {
-                        (0..replicas)
-                            .map(|r| UnitIndex(u16::try_from(c * replicas + r).unwrap()))
-                            .collect()
-                    })
-                    .collect(),
+            .map(|&(start, origin, chains)| {
+                let unit = |u| UnitIndex(u16::try_from(u).unwrap());
+                let chain = |c| (0..replicas).map(|r| unit(c * replicas + r)).collect();
+                let chains = (0..chains).map(chain).collect();
+                Segment::new(Position(start), Position(origin), chains)
             })
             .collect();
         Layout {
@@ -404,6 +508,7 @@ mod tests {
             starts: vec![(Epoch(2), Position(1)), (Epoch(3), Position(start))],
             segments,
             units,
+            redundancy: Redundancy::of(2),
             sequencer: SequencerRef {
                 name: "s".into(),
                 incarnation: Incarnation(1),

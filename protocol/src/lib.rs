@@ -35,7 +35,7 @@ pub use env::{BoxFuture, Env, SharedEnv, Task, Time};
 pub use ids::{
     ClusterId, EntryId, Epoch, Incarnation, Position, ServerName, StreamId, UnitId, WriterId,
 };
-pub use layout::{Layout, Published, Segment, UnitIndex, UnitRange, UnitRef};
+pub use layout::{Joining, Layout, Published, Redundancy, Segment, UnitIndex, UnitRange, UnitRef};
 pub use limits::Limits;
 pub use log::{
     AppendError, Appended, Log, LogError, NewEntry, ReadAnswer, SharedLog, StreamPart, StreamRead,

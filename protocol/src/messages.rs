@@ -226,8 +226,9 @@ pub enum UnitRequest {
         /// Which streams.
         streams: Vec<StreamId>,
     },
-    /// Take back what you have lost of these, as another replica holds it. The sender knows that all of it is settled, so
-    /// an active head takes it, too, where it knows the same; whoever still has a value keeps that. Answered as `Write`.
+    /// Take back what you have lost of these, or lack of what you are joining, as another replica holds it. The sender knows
+    /// that all of it is settled, so an active head takes it, too, where it knows the same; whoever still has a value keeps
+    /// that. Answered as `Write`.
     Repair {
         /// The epoch.
         epoch: Epoch,
@@ -235,6 +236,22 @@ pub enum UnitRequest {
         settled: Position,
         /// Positions and values, ascending.
         items: Vec<(Position, WireValue)>,
+    },
+    /// You missed an epoch, or are new: stop serving every epoch below `epoch`, and forget what you hold at or above your
+    /// settled mark, because others have decided without you what lies there (rule 10). Answered with `Done` once that is
+    /// durable; nothing is written until the next `Open`. Servers only.
+    Rejoin {
+        /// The epoch that is to come.
+        epoch: Epoch,
+    },
+    /// Which positions of the ranges that you are joining do you lack, from `from` on? Servers only.
+    Lacking {
+        /// The epoch.
+        epoch: Epoch,
+        /// First position of interest.
+        from: Position,
+        /// Most positions to name; at most `ITEMS_PER_MESSAGE`.
+        limit: u32,
     },
 }
 
@@ -371,7 +388,7 @@ pub enum UnitResponse {
         /// Whether there are no more.
         done: bool,
     },
-    /// To `Open` and `Settled`.
+    /// To `Open`, `Settled` and `Rejoin`.
     Done,
     /// To `Ends`: still serving the epoch. Ends are exclusive and may be too high, never too low.
     Ends {
@@ -381,6 +398,13 @@ pub enum UnitResponse {
         log: Position,
         /// For each stream asked: first position above its entries that are durable here.
         streams: Vec<Position>,
+    },
+    /// To `Lacking`.
+    Lacking {
+        /// Positions, ascending.
+        positions: Vec<Position>,
+        /// Nothing else is lacking below it; `Position::MAX`: nowhere.
+        through: Position,
     },
 }
 
@@ -560,6 +584,8 @@ pub struct UnitHello {
     pub serving: Epoch,
     /// Whether its directory holds no entry and never belonged to a cluster.
     pub empty: bool,
+    /// Whether a failure of its disk has made it refuse writes until it is restarted.
+    pub poisoned: bool,
 }
 
 /// Responses of the layout.

@@ -93,6 +93,14 @@ plants! {
     TrimForgotten,
     /// A trim takes a segment that reaches a little above the mark (F10).
     TrimsTooMuch,
+    /// A unit that comes back keeps what it holds above its settled mark (rule 10).
+    RejoinsWithItsPast,
+    /// A unit is listed before it has everything (rule 10; F3).
+    ListedBeforeCopied,
+    /// A copy ends one position too early (F21).
+    CopyEndsTooEarly,
+    /// A copy leaves out what was filled (design §4).
+    JunkNotCopied,
     /// What one replica has lost is read from another and not given back (rule 11; F16).
     NotRepaired,
     /// A hole's timer begins anew whenever somebody looks (rule 26; F20).

@@ -54,6 +54,9 @@ struct Args {
     /// Each seed's faults come so many times over: long histories, with short rests between operations.
     #[arg(long, default_value_t = 1)]
     stretch: u64,
+    /// Does not look for a smaller plan that fails alike
+    #[arg(long)]
+    quick: bool,
     /// Prints one JSON value.
     #[arg(long)]
     json: bool,
@@ -279,7 +282,8 @@ fn explain(report: &Report, plant: Option<Plant>, args: &Args) {
         return;
     };
     let seed = report.seed;
-    let (plan, small) = with_plant(plant, || shrink(&args.plan(seed), report, 80));
+    let runs = if args.quick { 0 } else { 80 };
+    let (plan, small) = with_plant(plant, || shrink(&args.plan(seed), report, runs));
     let again = with_plant(plant, || run(&plan, small.seed, true));
     let mut text = format!(
         "seed {seed}: {} at {}\n  {}\n",

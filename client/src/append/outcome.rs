@@ -105,7 +105,7 @@ pub(super) fn found(answer: &ReadAnswer, id: EntryId) -> Found {
 mod tests {
     use bytes::Bytes;
     use milonga_protocol::layout::SequencerRef;
-    use milonga_protocol::{ClusterId, Entry, Incarnation, Limits, WriterId};
+    use milonga_protocol::{ClusterId, Entry, Incarnation, Limits, Redundancy, WriterId};
 
     use super::*;
 
@@ -164,6 +164,7 @@ mod tests {
             starts: vec![(Epoch(3), Position(20)), (Epoch(4), Position(30))],
             segments: Vec::new(),
             units: Vec::new(),
+            redundancy: Redundancy::of(1),
             sequencer: SequencerRef {
                 name: "s".into(),
                 incarnation: Incarnation(1),

@@ -19,8 +19,8 @@ use milonga_protocol::messages::{
 };
 use milonga_protocol::{
     AppendError, BackPointers, ClusterId, EncodedEntry, Entry, EntryId, Epoch, Incarnation, Layout,
-    Limits, ListEnd, NewEntry, Position, Published, ReadAnswer, Segment, SharedEnv, SharedLog,
-    StreamId, Time, UnitId, UnitIndex, UnitRef, WriterId,
+    Limits, ListEnd, NewEntry, Position, Published, ReadAnswer, Redundancy, Segment, SharedEnv,
+    SharedLog, StreamId, Time, UnitId, UnitIndex, UnitRef, WriterId,
 };
 use milonga_sequencer::Sequencer;
 use milonga_transport::{
@@ -253,14 +253,15 @@ impl Cluster {
             epoch: Epoch::NONE,
             start: Position::ZERO,
             starts: Vec::new(),
-            segments: vec![Segment {
-                start: Position::ZERO,
-                origin: Position::ZERO,
-                chains: (0..chains)
+            segments: vec![Segment::new(
+                Position::ZERO,
+                Position::ZERO,
+                (0..chains)
                     .map(|c| (0..replicas).map(|r| index(c * replicas + r)).collect())
                     .collect(),
-            }],
+            )],
             units: units.collect(),
+            redundancy: Redundancy::of(2),
             sequencer: SequencerRef {
                 name: "sequencer-1".into(),
                 incarnation: Incarnation(0),

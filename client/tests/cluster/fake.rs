@@ -15,8 +15,8 @@ use milonga_protocol::messages::{
 };
 use milonga_protocol::{
     BackPointers, ClusterId, EncodedEntry, Entry, EntryId, Epoch, Incarnation, Layout, Limits,
-    ListEnd, Position, Published, Segment, SharedEnv, StreamId, StreamLink, Time, UnitId,
-    UnitIndex, UnitRef, WriterId,
+    ListEnd, Position, Published, Redundancy, Segment, SharedEnv, StreamId, StreamLink, Time,
+    UnitId, UnitIndex, UnitRef, WriterId,
 };
 use milonga_transport::{CallError, Network, Peer, SharedNetwork, TokioEnv};
 use tokio::sync::Notify;
@@ -107,12 +107,13 @@ impl Fake {
             epoch: Epoch::NONE,
             start: Position::ZERO,
             starts: Vec::new(),
-            segments: vec![Segment {
-                start: Position::ZERO,
-                origin: Position::ZERO,
-                chains: (0..chains).map(chain).collect(),
-            }],
+            segments: vec![Segment::new(
+                Position::ZERO,
+                Position::ZERO,
+                (0..chains).map(chain).collect(),
+            )],
             units,
+            redundancy: Redundancy::of(2),
             sequencer: SequencerRef {
                 name: "sequencer-1".into(),
                 incarnation: Incarnation(1),

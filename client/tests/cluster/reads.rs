@@ -192,7 +192,24 @@ async fn concurrent_wishes_to_settle_share_the_work() {
         settled.expect("settled");
     }
     let is_fill = |r: &Request| matches!(r, Request::Unit(UnitRequest::Fill { .. }));
-    assert_eq!(fake.served(is_fill), 1);
+    // The first, and one that began after all others had asked.
+    assert_eq!(fake.served(is_fill), 2);
+}
+
+/// What was settled once may be lost later: whoever asks to settle it is told.
+#[tokio::test(start_paused = true)]
+async fn what_is_lost_after_it_was_settled_is_noticed_by_the_next_who_settles() {
+    let fake = Fake::new(1, 2);
+    let client = client(&fake).await;
+    let position = append(&client, "a").await;
+    fake.reconfigure();
+    let settle = || client.settle(Position(0), Position(10));
+    assert_eq!(settle().await.map_err(|e| e.to_string()), Ok(()));
+    fake.lose(position, |_| true);
+    let lost = settle().await.expect_err("lost everywhere").to_string();
+    assert!(lost.contains("lost"), "{lost}");
+    let given_up = client.give_up_lost(Position(0), Position(10)).await;
+    assert_eq!(given_up.expect("given up"), [position]);
 }
 
 /// The disk of a tail that fails in the middle of a write "loses" what it may never have had.

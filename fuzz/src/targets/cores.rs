@@ -10,8 +10,8 @@ use milonga_protocol::messages::{
     Bootstrap, CallId, Lease, Request, Response, SequencerRequest, UnitRequest, decode,
 };
 use milonga_protocol::{
-    ClusterId, Epoch, Incarnation, Layout, Limits, Position, Segment, Time, UnitId, UnitIndex,
-    UnitRef,
+    ClusterId, Epoch, Incarnation, Layout, Limits, Position, Redundancy, Segment, Time, UnitId,
+    UnitIndex, UnitRef,
 };
 use milonga_sequencer::Sequencer;
 
@@ -97,15 +97,16 @@ pub(crate) fn layout(epoch: Epoch, start: Position) -> Layout {
         epoch,
         start,
         starts: vec![(epoch, start)],
-        segments: vec![Segment {
-            start: Position::ZERO,
-            origin: Position::ZERO,
-            chains: vec![vec![UnitIndex(0)]],
-        }],
+        segments: vec![Segment::new(
+            Position::ZERO,
+            Position::ZERO,
+            vec![vec![UnitIndex(0)]],
+        )],
         units: vec![UnitRef {
             name: "unit-1a".into(),
             id: UnitId(0xface),
         }],
+        redundancy: Redundancy::of(1),
         sequencer: SequencerRef {
             name: "sequencer-1".into(),
             incarnation: Incarnation(5),

@@ -7,7 +7,7 @@
 
 use milonga_protocol::{ClusterId, Epoch, Layout};
 
-use super::STORE_VERSION;
+use super::{OLDEST_VERSION, STORE_VERSION, version_1};
 
 const MAGIC: [u8; 4] = *b"MLGL";
 
@@ -46,7 +46,7 @@ impl Header {
             return Err("its header has another magic".into());
         };
         let (version, rest) = take_version(rest)?;
-        let known = version == STORE_VERSION;
+        let known = (OLDEST_VERSION..=STORE_VERSION).contains(&version);
         let cluster = match rest {
             [0] => None,
             [1, id @ ..] if id.len() == 16 => {
@@ -67,8 +67,12 @@ pub(super) fn encode_layout(layout: &Layout) -> Vec<u8> {
 }
 
 pub(super) fn decode_layout(bytes: &[u8]) -> Result<Layout, String> {
-    let rest = known_version(bytes)?;
-    milonga_protocol::messages::decode("layout", rest).map_err(|error| error.to_string())
+    let layout = match known_version(bytes)? {
+        (1, rest) => milonga_protocol::messages::decode("layout", rest)
+            .map(|old: version_1::Layout| old.into()),
+        (_, rest) => milonga_protocol::messages::decode("layout", rest),
+    };
+    layout.map_err(|error| error.to_string())
 }
 
 pub(super) fn encode_intent(epoch: Epoch) -> Vec<u8> {
@@ -78,14 +82,14 @@ pub(super) fn encode_intent(epoch: Epoch) -> Vec<u8> {
 }
 
 pub(super) fn decode_intent(bytes: &[u8]) -> Result<Epoch, String> {
-    let epoch = known_version(bytes)?.try_into();
+    let epoch = known_version(bytes)?.1.try_into();
     let epoch = epoch.map_err(|_| "its intent is malformed")?;
     Ok(Epoch(u64::from_le_bytes(epoch)))
 }
 
-fn known_version(bytes: &[u8]) -> Result<&[u8], String> {
+fn known_version(bytes: &[u8]) -> Result<(u16, &[u8]), String> {
     match take_version(bytes)? {
-        (STORE_VERSION, rest) => Ok(rest),
+        (version @ OLDEST_VERSION..=STORE_VERSION, rest) => Ok((version, rest)),
         (other, _) => Err(format!("a record of unknown version {other}")),
     }
 }
@@ -102,7 +106,8 @@ mod tests {
     use crate::samples;
 
     /// One line for each record: its name and its bytes in hex.
-    const GOLDEN: &str = include_str!("../../tests/golden/store-records-v1.txt");
+    const GOLDEN: &str = include_str!("../../tests/golden/store-records-v2.txt");
+    const GOLDEN_1: &str = include_str!("../../tests/golden/store-records-v1.txt");
 
     fn history() -> History {
         let mut history = History::default();
@@ -120,14 +125,35 @@ mod tests {
     }
 
     fn golden(name: &str) -> Vec<u8> {
-        let line = GOLDEN.lines().find_map(|l| l.strip_prefix(name));
+        golden_of(GOLDEN, name)
+    }
+
+    fn golden_of(file: &str, name: &str) -> Vec<u8> {
+        let line = file.lines().find_map(|l| l.strip_prefix(name));
         let hex = line.expect("recorded").trim();
         let byte = |at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hex");
         (0..hex.len()).step_by(2).map(byte).collect()
     }
 
     #[test]
-    fn records_of_version_1_are_still_read_and_written_alike() {
+    fn records_of_version_1_are_still_read() {
+        let history = history();
+        let header = Header {
+            version: 1,
+            cluster: history.cluster,
+        };
+        assert_eq!(Header::decode(&golden_of(GOLDEN_1, "header: ")), Ok(header));
+        let intent = golden_of(GOLDEN_1, "intent: ");
+        assert_eq!(decode_intent(&intent), Ok(Epoch(3)));
+        let layout = golden_of(GOLDEN_1, "layout: ");
+        assert_eq!(
+            decode_layout(&layout).as_ref(),
+            Ok(history.current().unwrap())
+        );
+    }
+
+    #[test]
+    fn records_of_version_2_are_read_and_written_alike() {
         let history = history();
         let cases: [(&str, Vec<u8>); 4] = [
             ("header-new", Header::new(None).encode()),
@@ -166,7 +192,7 @@ mod tests {
         assert_eq!(Header::decode(&newer).map(|h| h.version), Ok(9));
         assert!(decode_intent(&[1, 0, 5]).unwrap_err().contains("malformed"));
         assert!(
-            decode_layout(&[2, 0, 5])
+            decode_layout(&[3, 0, 5])
                 .unwrap_err()
                 .contains("unknown version")
         );

@@ -70,6 +70,7 @@ impl Unit {
             persisted: self.persisted,
             serving: self.serves(),
             empty: self.cluster.is_none() && self.cells.is_empty(),
+            poisoned: false,
         }
     }
 
@@ -90,17 +91,25 @@ impl Unit {
             } => self.collect(epoch, after, below)?,
             UnitRequest::Open { layout, starts } => self.open(layout, &starts)?,
             UnitRequest::Settled { epoch, below } => {
-                self.range(epoch)?;
+                self.served(epoch)?;
                 self.mark = self.mark.max(below);
                 UnitResponse::Done
             }
             UnitRequest::Read {
                 epoch, positions, ..
             } => {
-                self.range(epoch)?;
+                self.served(epoch)?;
                 return Ok(self.read(&positions));
             }
             UnitRequest::Write { epoch, items, .. } => self.write(epoch, items, body)?,
+            UnitRequest::Repair { epoch, items, .. } => self.repair(epoch, items, body)?,
+            UnitRequest::Rejoin { epoch } => self.rejoin(epoch)?,
+            UnitRequest::Lacking { epoch, from, limit } => self.lacking(epoch, from, limit)?,
+            UnitRequest::Trim { epoch, below } => {
+                self.served(epoch)?;
+                self.trim(below);
+                UnitResponse::Trimmed { below }
+            }
             other => panic!("not asked by the layout: {other:?}"),
         };
         Ok((response, Bytes::new()))
@@ -126,13 +135,14 @@ impl Unit {
     /// Like a real one, a unit that was not restarted reports how far it is complete itself: for a head that is more
     /// than what is settled.
     fn marks(&self) -> Marks {
-        let range = self.serving.as_ref().map(|l| l.ranges_of(self.id)[0]);
-        let gap = |range: UnitRange| {
+        let ranges = self.serving.as_ref().map(|l| l.ranges_of(self.id));
+        let gap = |range: &UnitRange| {
             let mut own = range.positions(self.trimmed, Position::MAX);
             own.find(|p| !self.cells.contains_key(p))
         };
+        let gap = ranges.iter().flatten().find_map(gap);
         Marks {
-            settled: self.mark.max(range.and_then(gap).unwrap_or_default()),
+            settled: self.mark.max(gap.unwrap_or_default()),
             trimmed: self.trimmed,
         }
     }
@@ -212,7 +222,49 @@ impl Unit {
         Ok(UnitResponse::Done)
     }
 
-    fn range(&self, epoch: Epoch) -> Result<UnitRange, Refusal> {
+    /// It missed an epoch: what is not surely settled is forgotten.
+    fn rejoin(&mut self, epoch: Epoch) -> Result<UnitResponse, Refusal> {
+        if epoch <= self.persisted || epoch < self.sealed_for {
+            let epoch = self.persisted.max(self.sealed_for);
+            return Err(Refusal::Sealed { epoch });
+        }
+        self.sealed_for = epoch;
+        let mark = self.mark;
+        self.cells.retain(|position, _| *position < mark);
+        self.lost.retain(|position| *position < mark);
+        Ok(UnitResponse::Done)
+    }
+
+    fn lacking(&self, epoch: Epoch, from: Position, limit: u32) -> Result<UnitResponse, Refusal> {
+        let layout = self.served(epoch)?;
+        let from = from.max(self.trimmed);
+        let ranges = layout.joining_of(self.id).into_iter();
+        let own = ranges.flat_map(|range| range.positions(from, Position::MAX));
+        // Fewer than asked for, so that there are several rounds.
+        let lacks = own.filter(|p| !self.cells.contains_key(p));
+        let mut positions: Vec<_> = lacks.take((limit as usize).min(7) + 1).collect();
+        let through = match positions.len() > 7 {
+            true => positions.pop().expect("just seen"),
+            false => Position::MAX,
+        };
+        Ok(UnitResponse::Lacking { positions, through })
+    }
+
+    fn repair(
+        &mut self,
+        epoch: Epoch,
+        items: Vec<(Position, WireValue)>,
+        body: Bytes,
+    ) -> Result<UnitResponse, Refusal> {
+        let joining = self.served(epoch)?.joining_of(self.id);
+        let all = |p: &Position| joining.iter().any(|range| range.owns(*p));
+        assert!(items.iter().all(|(p, _)| all(p)), "not joining that");
+        let answers = self.take(epoch, items, body);
+        let marks = self.marks();
+        Ok(UnitResponse::Written { answers, marks })
+    }
+
+    fn served(&self, epoch: Epoch) -> Result<&Layout, Refusal> {
         let serves = self.serves();
         if epoch < serves || serves == Epoch::NONE {
             let epoch = self.persisted;
@@ -221,8 +273,7 @@ impl Unit {
         if epoch > serves {
             return Err(Refusal::NotYet { epoch: serves });
         }
-        let ranges = self.serving.as_ref().map(|l| l.ranges_of(self.id));
-        Ok(ranges.expect("serving")[0])
+        Ok(self.serving.as_ref().expect("serving"))
     }
 
     fn read(&self, positions: &[Position]) -> (UnitResponse, Bytes) {
@@ -249,21 +300,34 @@ impl Unit {
         items: Vec<(Position, WireValue)>,
         body: Bytes,
     ) -> Result<UnitResponse, Refusal> {
-        let range = self.range(epoch)?;
-        let start = self.serving.as_ref().map(|l| l.start).unwrap();
+        let layout = self.served(epoch)?;
+        let ranges = layout.ranges_of(self.id);
+        for (position, value) in &items {
+            let range = ranges.iter().find(|range| range.owns(*position));
+            let range = range.expect("its own position");
+            let at_head = range.is_head() && *position >= layout.start;
+            assert!(!at_head || *value != WireValue::Junk, "junk at a head");
+        }
+        let answers = self.take(epoch, items, body);
+        let marks = self.marks();
+        Ok(UnitResponse::Written { answers, marks })
+    }
+
+    fn take(
+        &mut self,
+        epoch: Epoch,
+        items: Vec<(Position, WireValue)>,
+        body: Bytes,
+    ) -> Vec<WriteAnswer> {
         let header = Bytes::new();
         let mut body = Body::of(&Message { header, body });
         let mut answers = Vec::new();
         for (position, value) in items {
-            assert!(range.owns(position));
             let value = match value {
                 WireValue::Data { len } => {
                     Value::Data(EncodedEntry::check(body.take(len).unwrap()).unwrap())
                 }
-                WireValue::Junk => {
-                    assert!(!range.is_head() || position < start, "junk at a head");
-                    Value::Junk
-                }
+                WireValue::Junk => Value::Junk,
             };
             self.lost.remove(&position);
             let held = self.cells.entry(position);
@@ -275,14 +339,19 @@ impl Unit {
                 WriteAnswer::Occupied
             });
         }
-        let marks = self.marks();
-        Ok(UnitResponse::Written { answers, marks })
+        answers
     }
 
     pub(super) fn trim(&mut self, below: Position) {
         self.trimmed = self.trimmed.max(below);
         self.cells = self.cells.split_off(&self.trimmed);
         self.lost = self.lost.split_off(&self.trimmed);
+    }
+
+    /// Forgets all it holds, and how far that was settled.
+    pub(super) fn forget(&mut self) {
+        self.cells.clear();
+        self.mark = Position::ZERO;
     }
 
     /// Forgets what it holds at `position`, but not that it held something.

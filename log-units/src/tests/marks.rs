@@ -10,16 +10,8 @@ fn two_segments(epoch: u64) -> Layout {
     let mut layout = layout(epoch, 10, 1, 2, 0, 0);
     let (me, other) = (UnitIndex(0), UnitIndex(1));
     layout.segments = vec![
-        Segment {
-            start: Position(0),
-            origin: Position(0),
-            chains: vec![vec![me, other]],
-        },
-        Segment {
-            start: Position(10),
-            origin: Position(10),
-            chains: vec![vec![other, me]],
-        },
+        Segment::new(Position(0), Position(0), vec![vec![me, other]]),
+        Segment::new(Position(10), Position(10), vec![vec![other, me]]),
     ];
     layout.validate().expect("made valid");
     layout

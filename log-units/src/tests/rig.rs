@@ -8,7 +8,8 @@ use milonga_protocol::layout::SequencerRef;
 use milonga_protocol::messages::*;
 use milonga_protocol::{
     BackPointers, ClusterId, EncodedEntry, Entry, EntryId, Epoch, Incarnation, Layout, Limits,
-    ListEnd, Position, Segment, StreamId, StreamLink, Time, UnitId, UnitIndex, UnitRef, WriterId,
+    ListEnd, Position, Redundancy, Segment, StreamId, StreamLink, Time, UnitId, UnitIndex, UnitRef,
+    WriterId,
 };
 
 use crate::sim::SimDisk;
@@ -367,12 +368,9 @@ pub(super) fn layout(
         epoch: Epoch(epoch),
         start: Position(start),
         starts: vec![(Epoch(epoch), Position(start))],
-        segments: vec![Segment {
-            start: Position::ZERO,
-            origin: Position::ZERO,
-            chains: all.collect(),
-        }],
+        segments: vec![Segment::new(Position::ZERO, Position::ZERO, all.collect())],
         units,
+        redundancy: Redundancy::of(2),
         sequencer: SequencerRef {
             name: "sequencer-1".into(),
             incarnation: Incarnation(1),

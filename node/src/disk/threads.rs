@@ -11,7 +11,8 @@ use milonga_protocol::messages::{
 use milonga_protocol::sync::{Still, block_on, explore, find};
 use milonga_protocol::{
     BackPointers, ClusterId, EncodedEntry, Entry, EntryId, Epoch, Incarnation, Layout, Limits,
-    Position, Segment, StreamId, StreamLink, Time, UnitId, UnitIndex, UnitRef, WriterId,
+    Position, Redundancy, Segment, StreamId, StreamLink, Time, UnitId, UnitIndex, UnitRef,
+    WriterId,
 };
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -180,15 +181,16 @@ impl Server {
             epoch,
             start,
             starts: vec![(epoch, start)],
-            segments: vec![Segment {
-                start: Position::ZERO,
-                origin: Position::ZERO,
-                chains: vec![vec![UnitIndex(0)]],
-            }],
+            segments: vec![Segment::new(
+                Position::ZERO,
+                Position::ZERO,
+                vec![vec![UnitIndex(0)]],
+            )],
             units: vec![UnitRef {
                 name: "unit-1a".into(),
                 id: UnitId(7),
             }],
+            redundancy: Redundancy::of(1),
             sequencer: SequencerRef {
                 name: "sequencer-1".into(),
                 incarnation: Incarnation(1),

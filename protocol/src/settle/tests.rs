@@ -6,7 +6,7 @@ use super::*;
 use crate::entry::{BackPointers, Entry, StreamLink, Value};
 use crate::frame::Message;
 use crate::ids::{ClusterId, EntryId, Incarnation, StreamId, UnitId, WriterId};
-use crate::layout::{Segment, SequencerRef, UnitRange, UnitRef};
+use crate::layout::{Redundancy, Segment, SequencerRef, UnitRange, UnitRef};
 use crate::limits::Limits;
 use crate::messages::{Body, Marks, UnitReadAnswer, UnitResponse, WireValue, WriteAnswer, body_of};
 
@@ -23,12 +23,13 @@ fn layout(start: u64, chains: u16, replicas: u16) -> Layout {
         epoch: EPOCH,
         start: Position(start),
         starts: vec![(EPOCH, Position(start))],
-        segments: vec![Segment {
-            start: Position(0),
-            origin: Position(0),
-            chains: (0..chains).map(chain).collect(),
-        }],
+        segments: vec![Segment::new(
+            Position(0),
+            Position(0),
+            (0..chains).map(chain).collect(),
+        )],
         units: units.collect(),
+        redundancy: Redundancy::of(replicas),
         sequencer: SequencerRef {
             name: "s".into(),
             incarnation: Incarnation(1),

@@ -199,7 +199,10 @@ fn server_plan(shape: &Shape, name: &ServerName) -> ServerPlan {
         let chains = chains.iter().map(chain).collect();
         let plan = ClusterPlan::new(chains, "sequencer-1".into(), limits, Lease::None);
         let spares = shape.spare_sequencer.then(|| "sequencer-2".into());
+        let spare_units = shape.spare_names().map(ServerName::new);
         plan.with_spare_sequencers(spares.into_iter().collect())
+            .with_spare_units(spare_units.collect(), shape.spare_after)
+            .with_min_replicas(shape.min_replicas)
     };
     let unit = || {
         let mut unit = UnitSettings::default();

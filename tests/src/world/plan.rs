@@ -53,6 +53,12 @@ pub struct Shape {
     pub layout_apart: bool,
     /// Whether another process can become the sequencer.
     pub spare_sequencer: bool,
+    /// Units in no chain.
+    pub spare_units: usize,
+    /// How long a place in a chain is kept for the unit that left it.
+    pub spare_after: Duration,
+    /// Replicas that a chain keeps, whoever is silent.
+    pub min_replicas: u16,
     /// Clients.
     pub clients: usize,
     /// Bytes of a segment file.
@@ -125,6 +131,11 @@ impl FaultKind {
         )
     }
 
+    /// Whether a disk gives something else than was written to it.
+    const fn is_damage(&self) -> bool {
+        matches!(self, Self::BitRot(_) | Self::Misdirected(..))
+    }
+
     /// Its name, for counting.
     #[must_use]
     pub const fn name(&self) -> &'static str {
@@ -157,6 +168,7 @@ impl Shape {
     pub fn servers(&self) -> Vec<String> {
         let apart = self.layout_apart.then(|| "layout-1".to_owned());
         let units = self.chain_names().into_iter().flatten();
+        let units = units.chain(self.spare_names());
         let first = std::iter::once("sequencer-1".to_owned());
         let spare = self.spare_sequencer.then(|| "sequencer-2".to_owned());
         first.chain(spare).chain(apart).chain(units).collect()
@@ -171,6 +183,11 @@ impl Shape {
         };
         let chain = |chain| (0..self.replicas).map(|r| unit(chain, r)).collect();
         (0..self.chains).map(chain).collect()
+    }
+
+    /// Names of the units in no chain.
+    pub fn spare_names(&self) -> impl Iterator<Item = String> + use<> {
+        (0..self.spare_units).map(|n| format!("unit-{}", n + 9))
     }
 
     /// Name of the process that owns the layout.
@@ -189,7 +206,7 @@ impl Shape {
     }
 
     fn processes(&self) -> usize {
-        self.first_unit() + self.chains * self.replicas + self.clients
+        self.first_unit() + self.chains * self.replicas + self.spare_units + self.clients
     }
 }
 
@@ -198,9 +215,13 @@ impl Plan {
     #[must_use]
     pub fn draw(seed: u64) -> Self {
         let rng = &mut Rng::new(seed, "plan");
-        let shape = draw_shape(rng);
+        let mut shape = draw_shape(rng);
         let safety = Moment(rng.between(15, 60) * SECOND);
         let faults = Faults::new(rng, &shape, safety).draw();
+        // One replica that is damaged while it is alone loses what nobody can bring back.
+        if faults.iter().any(|fault| fault.kind.is_damage()) {
+            shape.min_replicas = 2;
+        }
         Self {
             workload: rng.index(1 << 20),
             pace: Duration::from_millis(*rng.pick(&[20, 100, 300])),
@@ -245,6 +266,9 @@ fn draw_shape(rng: &mut Rng) -> Shape {
         layout_apart,
         // In the layout's own process it would fall silent together with who notices.
         spare_sequencer: layout_apart && rng.happens(700_000),
+        spare_units: usize::from(rng.happens(300_000)),
+        spare_after: Duration::from_millis(*rng.pick(&[0, 500, 10_000])),
+        min_replicas: 1,
         clients: *rng.pick(&[2, 3, 4]),
         segment_bytes: *rng.pick(&[16 << 10, 64 << 10, 1 << 20]),
         cache_bytes: *rng.pick(&[0, 4 << 10, 1 << 20]),

@@ -8,8 +8,8 @@ use milonga_protocol::messages::{
     CallId, Response, UnitReadAnswer, UnitRequest, UnitResponse, WireValue, WriteAnswer,
 };
 use milonga_protocol::{
-    ClusterId, EncodedEntry, Entry, EntryId, Epoch, Incarnation, Layout, Limits, Position, Segment,
-    Time, UnitId, UnitIndex, UnitRef, WriterId,
+    ClusterId, EncodedEntry, Entry, EntryId, Epoch, Incarnation, Layout, Limits, Position,
+    Redundancy, Segment, Time, UnitId, UnitIndex, UnitRef, WriterId,
 };
 
 struct Machine {
@@ -24,15 +24,16 @@ fn layout(epoch: u64, start: u64) -> Layout {
         epoch: Epoch(epoch),
         start: Position(start),
         starts: vec![(Epoch(epoch), Position(start))],
-        segments: vec![Segment {
-            start: Position(0),
-            origin: Position(0),
-            chains: vec![vec![UnitIndex(0)]],
-        }],
+        segments: vec![Segment::new(
+            Position(0),
+            Position(0),
+            vec![vec![UnitIndex(0)]],
+        )],
         units: vec![UnitRef {
             name: "unit-1a".into(),
             id: UnitId(7),
         }],
+        redundancy: Redundancy::of(2),
         sequencer: SequencerRef {
             name: "sequencer-1".into(),
             incarnation: Incarnation(1),

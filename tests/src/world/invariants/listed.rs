@@ -74,6 +74,9 @@ impl Listed {
     }
 
     fn learn(&mut self, exchange: &Exchange) {
+        if exchange.has_rejoined() {
+            self.0.retain(|(server, _), _| *server != exchange.server);
+        }
         let Some(epoch) = exchange.epoch() else {
             return;
         };

@@ -55,6 +55,9 @@ impl Lost {
         exchange: &Exchange,
         healed: bool,
     ) -> Result<(), Violation> {
+        if exchange.has_rejoined() {
+            self.had.retain(|(server, _), _| *server != exchange.server);
+        }
         if let Some(marks) = exchange.marks() {
             self.trimmed = self.trimmed.max(marks.trimmed);
         }

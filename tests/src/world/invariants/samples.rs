@@ -10,8 +10,8 @@ use milonga_protocol::messages::{
 };
 use milonga_protocol::{
     BackPointers, ClusterId, EncodedEntry, Entry, EntryId, Epoch, Incarnation, Layout, Limits,
-    ListEnd, Position, Segment, ServerName, StreamId, StreamLink, UnitId, UnitIndex, UnitRef,
-    WriterId,
+    ListEnd, Position, Redundancy, Segment, ServerName, StreamId, StreamLink, UnitId, UnitIndex,
+    UnitRef, WriterId,
 };
 
 use crate::world::journal::{Operation, Outcome, Record, Seen};
@@ -33,12 +33,13 @@ pub(super) fn layout(epoch: u64) -> Layout {
         epoch: Epoch(epoch),
         start,
         starts: starts.collect(),
-        segments: vec![Segment {
-            start: Position::ZERO,
-            origin: Position::ZERO,
-            chains: vec![vec![UnitIndex(0), UnitIndex(1)]],
-        }],
+        segments: vec![Segment::new(
+            Position::ZERO,
+            Position::ZERO,
+            vec![vec![UnitIndex(0), UnitIndex(1)]],
+        )],
         units: [(1, "a"), (2, "b")].map(unit).to_vec(),
+        redundancy: Redundancy::of(2),
         sequencer: SequencerRef {
             name: "s".into(),
             incarnation: Incarnation(1),

@@ -50,7 +50,12 @@ impl Values {
                 by: exchange.server.clone(),
                 said: shown.said.clone(),
             };
-            self.compare(self.settled.get(&shown.position), shown, &named)?;
+            // Who was left behind by the epoch that settled it may hold what was void by then.
+            let settled = self.settled.get(&shown.position);
+            let settled = settled.filter(|settled| {
+                frozen || !wire.left_behind(epoch, &exchange.server, settled.epoch)
+            });
+            self.compare(settled, shown, &named)?;
             if frozen {
                 continue;
             }

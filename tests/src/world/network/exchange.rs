@@ -73,7 +73,8 @@ impl Exchange {
                 | UnitRequest::Trim { epoch, .. }
                 | UnitRequest::Settled { epoch, .. }
                 | UnitRequest::Ends { epoch, .. }
-                | UnitRequest::Repair { epoch, .. },
+                | UnitRequest::Repair { epoch, .. }
+                | UnitRequest::Lacking { epoch, .. },
             )
             | Request::Sequencer(
                 SequencerRequest::Tokens { epoch, .. }
@@ -110,6 +111,18 @@ impl Exchange {
         matches!(
             &self.response,
             Response::Unit(UnitResponse::Values { .. } | UnitResponse::Filled { .. })
+        )
+    }
+
+    /// Whether a unit has forgotten what it does not surely know, because it missed an epoch (rule 10).
+    #[must_use]
+    pub const fn has_rejoined(&self) -> bool {
+        matches!(
+            (&self.request, &self.response),
+            (
+                Request::Unit(UnitRequest::Rejoin { .. }),
+                Response::Unit(UnitResponse::Done)
+            )
         )
     }
 
@@ -231,6 +244,16 @@ impl Wire {
     pub fn is_tail(&self, epoch: Epoch, server: &ServerName, position: Position) -> bool {
         let place = self.place(epoch, server, position);
         place.is_some_and(|(place, replicas)| place + 1 == replicas)
+    }
+
+    /// Whether `server` served `epoch` when `later` began without it.
+    #[must_use]
+    pub fn left_behind(&self, epoch: Epoch, server: &ServerName, later: Epoch) -> bool {
+        let members = self.layouts.get(&later).map(|layout| {
+            let mut members = layout.members().into_iter();
+            members.any(|unit| layout.unit(unit).name == *server)
+        });
+        epoch < later && members == Some(false)
     }
 
     /// The tail of the chain of `position` in the newest epoch; `None` if that epoch began above it.

@@ -23,7 +23,8 @@ fn parts(bytes: &'static [u8]) -> (Prefix, Message) {
     (prefix, message)
 }
 
-/// Version 2 changed the sequencer's bootstrap and the seal's report, version 3 brought repairs: older peers are told so.
+/// Version 2 changed the sequencer's bootstrap and the seal's report, version 3 brought repairs, version 4 units that join:
+/// older peers are told so.
 #[test]
 fn older_frames_are_refused_by_their_version() {
     for (version, golden) in [
@@ -31,6 +32,8 @@ fn older_frames_are_refused_by_their_version() {
         (1, &include_bytes!("../../../golden/handshake-v1.bin")[..]),
         (2, &include_bytes!("../../../golden/frame-v2.bin")[..]),
         (2, &include_bytes!("../../../golden/handshake-v2.bin")[..]),
+        (3, &include_bytes!("../../../golden/frame-v3.bin")[..]),
+        (3, &include_bytes!("../../../golden/handshake-v3.bin")[..]),
     ] {
         let prefix = golden.first_chunk::<PREFIX_BYTES>().expect("a prefix");
         let error = Prefix::read(prefix).unwrap_err();
@@ -39,8 +42,8 @@ fn older_frames_are_refused_by_their_version() {
 }
 
 #[test]
-fn a_frame_of_version_3() {
-    let golden = include_bytes!("../../../golden/frame-v3.bin");
+fn a_frame_of_version_4() {
+    let golden = include_bytes!("../../../golden/frame-v4.bin");
     let request = Request::Unit(UnitRequest::Read {
         epoch: Epoch(7),
         settled: Position(1_000),
@@ -60,10 +63,10 @@ fn a_frame_of_version_3() {
 }
 
 #[test]
-fn a_handshake_of_version_3() {
-    let golden = include_bytes!("../../../golden/handshake-v3.bin");
+fn a_handshake_of_version_4() {
+    let golden = include_bytes!("../../../golden/handshake-v4.bin");
     let handshake = Handshake {
-        version: 3,
+        version: 4,
         cluster: Some(ClusterId(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff)),
         name: "unit-1a".into(),
         incarnation: Incarnation(42),

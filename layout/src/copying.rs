@@ -1,0 +1,405 @@
+//! Giving joining units what they lack (rule 19): closed and settled, so nothing changes below, except by trimming.
+//!
+//! ```text
+//! Trim --> Lacking --> Read from a replica --> Repair at the unit --.     several batches side by side
+//!             ^                                                     |
+//!             '------------- until a whole pass finds nothing ------'
+//! ```
+//!
+//! The unit itself knows what it lacks, so copying goes on where it stopped, whoever of the leaders goes on; what it
+//! says is durable. When nothing is lacking, the next epoch lists it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use milonga_protocol::frame::Message;
+use milonga_protocol::messages::{
+    Body, Request, Response, UnitReadAnswer, UnitRequest, UnitResponse, WireValue, WriteAnswer,
+};
+use milonga_protocol::plants::{self, Plant};
+use milonga_protocol::{Layout, Position, ServerName, Time, UnitIndex};
+
+use crate::core::LayoutCore;
+use crate::phase::Errand;
+
+/// Batches under way at once.
+const WINDOW: usize = 4;
+/// Positions that are asked for, and read, at once.
+const ASKED: u32 = 1_024;
+const BATCH: usize = 256;
+/// What nobody could give is looked for again after this long.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Names a step of copying; never used twice by one core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct StepId(u64);
+
+/// What one unit is being given.
+#[derive(Debug)]
+pub(crate) struct Copying {
+    target: UnitIndex,
+    /// The unit is asked from here on what it lacks; `MAX`: the pass has come to the end.
+    from: Position,
+    /// Whether the unit is being asked.
+    asking: bool,
+    /// Positions that this pass found lacking.
+    lacked: usize,
+    /// A position that no replica could give, in this pass and in the one before. A unit that lacks it is not listed: it
+    /// would not know after a restart that it lacks anything (rule 11).
+    nowhere: Option<Position>,
+    nowhere_before: Option<Position>,
+    waiting: VecDeque<Batch>,
+    steps: BTreeMap<StepId, Step>,
+    /// The mark of the replicas, and what the unit was told of it.
+    trimmed: Position,
+    told: Position,
+    /// Nothing is begun before: the bound on bytes, or a pause.
+    not_before: Time,
+    entries: u64,
+    bytes: u64,
+}
+
+/// A request under way.
+#[derive(Debug)]
+enum Step {
+    Trim(Position),
+    Ask,
+    Read(Batch),
+    Write(Vec<(Position, WireValue)>, Bytes),
+}
+
+/// Positions of one chain, ascending.
+#[derive(Clone, Debug)]
+struct Batch {
+    positions: Vec<Position>,
+    /// How many replicas of the chain were asked and could not give them.
+    tried: usize,
+}
+
+impl Copying {
+    fn new(target: UnitIndex, trimmed: Position, now: Time) -> Self {
+        Self {
+            target,
+            from: Position::ZERO,
+            asking: false,
+            lacked: 0,
+            nowhere: None,
+            nowhere_before: None,
+            waiting: VecDeque::new(),
+            steps: BTreeMap::new(),
+            trimmed,
+            told: Position::ZERO,
+            not_before: now,
+            entries: 0,
+            bytes: 0,
+        }
+    }
+
+    /// What can be begun now.
+    fn next_step(&mut self, now: Time) -> Option<Step> {
+        if self.trimmed > self.told {
+            self.told = self.trimmed;
+            return Some(Step::Trim(self.trimmed));
+        }
+        let trims = |step: &Step| matches!(step, Step::Trim(_));
+        if now < self.not_before || self.steps.values().any(trims) {
+            return None;
+        }
+        let under_way = self.steps.len() - usize::from(self.asking);
+        if under_way < WINDOW
+            && let Some(batch) = self.waiting.pop_front()
+        {
+            return Some(Step::Read(batch));
+        }
+        let more = self.from < Position::MAX && self.waiting.len() < WINDOW;
+        (more && !self.asking).then(|| {
+            self.asking = true;
+            Step::Ask
+        })
+    }
+
+    fn pass_is_over(&self) -> bool {
+        self.from == Position::MAX && self.waiting.is_empty() && self.steps.is_empty()
+    }
+
+    fn begin_again(&mut self, now: Time) {
+        self.from = Position::ZERO;
+        self.lacked = 0;
+        self.nowhere_before = self.nowhere.take();
+        if self.nowhere_before.is_some() {
+            self.not_before = now.after(LOOK_AGAIN);
+        }
+    }
+
+    /// Takes what the unit lacks.
+    fn lacks(&mut self, layout: &Layout, mut positions: Vec<Position>, through: Position) {
+        self.asking = false;
+        self.from = through;
+        if plants::active(Plant::CopyEndsTooEarly) {
+            let ends = |p: &Position| layout.end_of(layout.segment_of(*p)) == p.next();
+            positions.retain(|p| !ends(p));
+        }
+        self.lacked += positions.len();
+        let mut chains: BTreeMap<(usize, usize), Vec<Position>> = BTreeMap::new();
+        for position in positions {
+            let segment = layout.segment_of(position);
+            let chain = layout.segments[segment].chain_of(position);
+            chains.entry((segment, chain)).or_default().push(position);
+        }
+        let batches = chains.values().flat_map(|of_chain| of_chain.chunks(BATCH));
+        self.waiting.extend(batches.map(|positions| Batch {
+            positions: positions.to_vec(),
+            tried: 0,
+        }));
+    }
+
+    /// Takes what a replica has of `batch`; what is to be written.
+    fn read(
+        &mut self,
+        batch: &Batch,
+        replicas: usize,
+        answers: &[UnitReadAnswer],
+        body: Bytes,
+    ) -> Result<(Vec<(Position, WireValue)>, Bytes), String> {
+        if answers.is_empty() || answers.len() > batch.positions.len() {
+            return Err("an answer about other positions".into());
+        }
+        let header = Bytes::new();
+        let mut body = Body::of(&Message { header, body });
+        let (mut items, mut data) = (Vec::new(), BytesMut::new());
+        let mut missing = Vec::new();
+        for (position, answer) in batch.positions.iter().zip(answers) {
+            match answer {
+                UnitReadAnswer::Data { len } => {
+                    let bytes = body.take(*len).ok_or("an answer with too few bytes")?;
+                    data.extend_from_slice(&bytes);
+                    items.push((*position, WireValue::Data { len: *len }));
+                }
+                UnitReadAnswer::Junk if plants::active(Plant::JunkNotCopied) => self.lacked -= 1,
+                UnitReadAnswer::Junk => items.push((*position, WireValue::Junk)),
+                UnitReadAnswer::Trimmed => {}
+                UnitReadAnswer::Lost
+                | UnitReadAnswer::Unwritten
+                | UnitReadAnswer::Pending
+                | UnitReadAnswer::NotMine => missing.push(*position),
+            }
+        }
+        // An answer stops early where it would be too large.
+        let rest = batch.positions[answers.len()..].to_vec();
+        self.put_back(rest, batch.tried);
+        if batch.tried + 1 < replicas {
+            self.put_back(missing, batch.tried + 1);
+        } else {
+            self.nowhere = self.nowhere.or_else(|| missing.first().copied());
+        }
+        Ok((items, data.freeze()))
+    }
+
+    fn put_back(&mut self, positions: Vec<Position>, tried: usize) {
+        if !positions.is_empty() {
+            self.waiting.push_front(Batch { positions, tried });
+        }
+    }
+}
+
+impl LayoutCore {
+    /// Goes on with copying, or begins with it, if there is anything to be copied.
+    pub(crate) fn copy_on(&mut self) {
+        if self.copying.is_none() {
+            let Some(target) = self.next_target() else {
+                return;
+            };
+            self.copying = Some(Copying::new(target, self.trimmed, self.now));
+        }
+        let now = self.now;
+        while let Some(copying) = &mut self.copying
+            && let Some(step) = copying.next_step(now)
+        {
+            let id = StepId(self.next_step);
+            self.next_step += 1;
+            copying.steps.insert(id, step);
+            self.send(Errand::Copy(id), 0);
+        }
+        let Some(copying) = self.copying.as_mut().filter(|c| c.pass_is_over()) else {
+            return;
+        };
+        if copying.lacked > 0 {
+            copying.begin_again(now);
+            return;
+        }
+        let target = copying.target;
+        self.copying = None;
+        self.copied.insert(target);
+        let name = self.unit_name(target).clone();
+        self.gather(format!("{name} has got everything"));
+    }
+
+    fn next_target(&self) -> Option<UnitIndex> {
+        let layout = self.history.current()?;
+        let joining = layout.segments.iter().flat_map(|s| &s.joining);
+        let joining = joining.map(|j| j.unit);
+        joining.filter(|unit| !self.copied.contains(unit)).min()
+    }
+
+    /// When copying can go on.
+    pub(crate) fn copy_at(&self) -> Option<Time> {
+        let copying = self.copying.as_ref()?;
+        (copying.not_before > self.now
+            || copying.from == Position::ZERO && copying.steps.is_empty())
+        .then_some(copying.not_before)
+    }
+
+    /// The replica that is asked for a batch.
+    fn source(&self, batch: &Batch) -> Option<UnitIndex> {
+        let chain = self.history.current()?.chain(*batch.positions.first()?);
+        // The tail has the least to do; whoever comes before it is asked for what it lost.
+        let place = chain.len().checked_sub(1 + batch.tried)?;
+        chain.get(place).copied()
+    }
+
+    pub(crate) fn whom_to_copy(&self, step: StepId) -> ServerName {
+        let request = self.copy_request(step);
+        request.map_or_else(|| self.sequencer.clone(), |(name, _, _)| name)
+    }
+
+    pub(crate) fn copy_request(&self, step: StepId) -> Option<(ServerName, Request, Bytes)> {
+        let copying = self.copying.as_ref()?;
+        let epoch = self.history.epoch();
+        let (unit, request, body) = match copying.steps.get(&step)? {
+            Step::Trim(below) => {
+                let below = *below;
+                (
+                    copying.target,
+                    UnitRequest::Trim { epoch, below },
+                    Bytes::new(),
+                )
+            }
+            Step::Ask => {
+                let (from, limit) = (copying.from, ASKED);
+                let request = UnitRequest::Lacking { epoch, from, limit };
+                (copying.target, request, Bytes::new())
+            }
+            Step::Read(batch) => {
+                let request = UnitRequest::Read {
+                    epoch,
+                    settled: Position::ZERO,
+                    positions: batch.positions.clone(),
+                };
+                (self.source(batch)?, request, Bytes::new())
+            }
+            Step::Write(items, body) => {
+                let request = UnitRequest::Repair {
+                    epoch,
+                    settled: Position::ZERO,
+                    items: items.clone(),
+                };
+                (copying.target, request, body.clone())
+            }
+        };
+        Some((self.unit_name(unit).clone(), Request::Unit(request), body))
+    }
+
+    /// Takes an answer; an error, in words, has the step repeated.
+    pub(crate) fn copy_answered(
+        &mut self,
+        id: StepId,
+        response: Response,
+        body: Bytes,
+    ) -> Result<(), String> {
+        let step = self.copying.as_mut().and_then(|c| c.steps.remove(&id));
+        let Some(step) = step else {
+            return Ok(());
+        };
+        let result = match response {
+            Response::Unit(response) => self.copy_step_done(&step, response, body),
+            Response::Refused(refusal) => Err(refusal.to_string()),
+            other => Err(format!("an answer that does not fit: {other:?}")),
+        };
+        if let (Err(_), Some(copying)) = (&result, &mut self.copying) {
+            copying.steps.insert(id, step);
+        }
+        if result.is_ok() {
+            self.care();
+        }
+        result
+    }
+
+    fn copy_step_done(
+        &mut self,
+        step: &Step,
+        response: UnitResponse,
+        body: Bytes,
+    ) -> Result<(), String> {
+        let replicas = match step {
+            Step::Read(batch) => {
+                let first = batch.positions.first().copied().unwrap_or_default();
+                self.history
+                    .current()
+                    .map_or(1, |layout| layout.chain(first).len())
+            }
+            _ => 0,
+        };
+        let limit = self.plan.copy_bytes_per_second;
+        let (now, layout) = (self.now, self.history.current());
+        let (Some(copying), Some(layout)) = (&mut self.copying, layout) else {
+            return Ok(());
+        };
+        match (step, response) {
+            (Step::Trim(_), UnitResponse::Trimmed { .. }) => Ok(()),
+            (Step::Ask, UnitResponse::Lacking { positions, through }) => {
+                if through <= copying.from {
+                    return Err("an answer that does not get on".into());
+                }
+                copying.lacks(layout, positions, through);
+                Ok(())
+            }
+            (Step::Read(batch), UnitResponse::Values { answers, marks }) => {
+                copying.trimmed = copying.trimmed.max(marks.trimmed);
+                let (items, body) = copying.read(batch, replicas, &answers, body)?;
+                if items.is_empty() {
+                    return Ok(());
+                }
+                let id = StepId(self.next_step);
+                self.next_step += 1;
+                copying.steps.insert(id, Step::Write(items, body));
+                self.send(Errand::Copy(id), 0);
+                Ok(())
+            }
+            (Step::Write(items, body), UnitResponse::Written { answers, .. }) => {
+                let done =
+                    |a: &WriteAnswer| matches!(a, WriteAnswer::Durable | WriteAnswer::Trimmed);
+                if let Some(answer) = answers.iter().find(|answer| !done(answer)) {
+                    return Err(format!("the unit answers {answer:?}"));
+                }
+                let bytes = body.len() as u64;
+                copying.entries += items.len() as u64;
+                copying.bytes += bytes;
+                if let Some(limit) = limit {
+                    let micros = bytes.saturating_mul(1_000_000) / limit.max(1);
+                    let from = copying.not_before.max(now);
+                    copying.not_before = from.after(Duration::from_micros(micros));
+                }
+                Ok(())
+            }
+            (_, other) => Err(format!("an answer that does not fit: {other:?}")),
+        }
+    }
+
+    /// What is being copied, for people.
+    pub(crate) fn facts_of_copying(&self) -> Option<String> {
+        let copying = self.copying.as_ref()?;
+        let name = self.unit_name(copying.target);
+        let (entries, mb) = (copying.entries, copying.bytes / 1_000_000);
+        let mut words = format!("{name} has got {entries} entries ({mb} MB)");
+        if copying.from < Position::MAX {
+            words.push_str(&format!(", complete below {}", copying.from));
+        }
+        if let Some(position) = copying.nowhere.or(copying.nowhere_before) {
+            words.push_str(&format!(
+                "; {position} is lost on every replica: `milonga log fill --give-up-lost` gives it up"
+            ));
+        }
+        Some(words)
+    }
+}

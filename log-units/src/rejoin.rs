@@ -1,0 +1,136 @@
+//! Coming back into a chain, or into a first one: forget, and be given what is lacking (rules 10 and 19).
+//!
+//! What a unit holds below its settled mark is what every replica holds, for ever. What it holds above was decided by
+//! others while it was away. So it forgets all of that before any layout names it; from then on, everything it holds is
+//! true, and all it can do is lack something.
+
+use bytes::Bytes;
+use milonga_protocol::limits::ITEMS_PER_MESSAGE;
+use milonga_protocol::messages::{CallId, Refusal, UnitResponse};
+use milonga_protocol::plants::{self, Plant};
+use milonga_protocol::{Epoch, Position, UnitRange};
+
+use crate::unit::Unit;
+
+/// Positions looked at for one answer; more is another request.
+const LOOKED_AT: usize = 1 << 20;
+
+/// Somebody is waiting until what is not settled is forgotten.
+#[derive(Debug)]
+pub(crate) struct Rejoining {
+    epoch: Epoch,
+    calls: Vec<CallId>,
+    /// The batch that says so is on its way.
+    voiding: bool,
+}
+
+impl Unit {
+    pub(crate) fn rejoin(&mut self, call: CallId, epoch: Epoch) {
+        let least = self.state.durable.epoch.next().max(self.sealed_for());
+        if epoch < least {
+            let epoch = Epoch(least.0.saturating_sub(1));
+            return self.refuse(call, Refusal::Sealed { epoch });
+        }
+        if let Some(refusal) = self.poisoned() {
+            return self.refuse(call, refusal);
+        }
+        if self.is_opening() {
+            let what = "opening an epoch".to_owned();
+            return self.refuse(call, Refusal::Busy { what });
+        }
+        self.seal_for(epoch);
+        let rejoining = self.epochs.rejoining.get_or_insert_with(|| Rejoining {
+            epoch,
+            calls: Vec::new(),
+            voiding: false,
+        });
+        rejoining.epoch = rejoining.epoch.max(epoch);
+        rejoining.calls.push(call);
+    }
+
+    /// Goes on as far as possible: what is on its way to the disk first.
+    pub(crate) fn go_on_rejoining(&mut self) {
+        let Some(rejoining) = &self.epochs.rejoining else {
+            return;
+        };
+        if !self.writer.is_idle() || !self.state.is_idle() {
+            return;
+        }
+        let something = self.writer.last_batch > 0 && self.index.high > self.mark;
+        let keeps = plants::active(Plant::RejoinsWithItsPast);
+        if something && !rejoining.voiding && !keeps {
+            self.writer.voiding = Some(self.mark);
+            if let Some(rejoining) = &mut self.epochs.rejoining {
+                rejoining.voiding = true;
+            }
+            return;
+        }
+        let over = rejoining.epoch < self.sealed_for();
+        let calls = self.epochs.rejoining.take().map(|r| r.calls);
+        for call in calls.unwrap_or_default() {
+            if over {
+                let epoch = self.over();
+                self.refuse(call, Refusal::Sealed { epoch });
+            } else {
+                self.reply(call, UnitResponse::Done, Bytes::new());
+            }
+        }
+    }
+
+    /// Gives it up; it can be asked for again.
+    pub(crate) fn fail_rejoining(&mut self, refusal: &Refusal) {
+        let calls = self.epochs.rejoining.take().map(|r| r.calls);
+        for call in calls.unwrap_or_default() {
+            self.refuse(call, refusal.clone());
+        }
+    }
+
+    // ----------------------------------------------------------------------------------------------- lacking
+
+    pub(crate) fn lacking(&mut self, call: CallId, epoch: Epoch, from: Position, limit: u32) {
+        let ranges = match self.check(epoch) {
+            Ok(serving) => serving.joining.clone(),
+            Err(refusal) => return self.refuse(call, refusal),
+        };
+        let limit = (limit as usize).clamp(1, ITEMS_PER_MESSAGE);
+        let (positions, through) = self.lacking_of(&ranges, from, limit);
+        let response = UnitResponse::Lacking { positions, through };
+        self.reply(call, response, Bytes::new());
+    }
+
+    /// Own positions that nothing readable is held at, and where the search stopped.
+    fn lacking_of(
+        &self,
+        ranges: &[UnitRange],
+        from: Position,
+        limit: usize,
+    ) -> (Vec<Position>, Position) {
+        let mut found = Vec::new();
+        let mut looked = 0;
+        for range in ranges {
+            let mut at = range.first_at_or_above(from.max(self.trimmed()));
+            while at < range.to {
+                if found.len() >= limit || looked >= LOOKED_AT {
+                    return (found, at);
+                }
+                // What is held without a gap is passed at once, but for what turned out to be unreadable.
+                let gap = self.index.first_gap(at, range.stripes, range.to);
+                let lost = self.index.first_lost(at, gap, |p| range.owns(p));
+                let lacks = lost.unwrap_or(gap);
+                if lacks >= range.to {
+                    break;
+                }
+                found.push(lacks);
+                looked += 1;
+                at = lacks.plus(range.stripes);
+            }
+        }
+        (found, Position::MAX)
+    }
+
+    /// The range being given to this unit that `position` belongs to.
+    pub(crate) fn joining_range(&self, position: Position) -> Option<UnitRange> {
+        let joining = &self.serving()?.joining;
+        joining.iter().copied().find(|range| range.owns(position))
+    }
+}
