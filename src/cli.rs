@@ -9,6 +9,7 @@ mod objects;
 mod output;
 mod serve;
 mod status;
+mod unit;
 
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
@@ -72,6 +73,9 @@ enum Command {
     /// The log itself: append, read, tail, follow, fill, trim.
     #[command(subcommand)]
     Log(log::LogCommand),
+    /// The directory of a log unit, looked at without changing it: inspect, verify.
+    #[command(subcommand)]
+    Unit(unit::UnitCommand),
     /// Replicated maps of text to text.
     #[command(subcommand)]
     Map(objects::MapCommand),
@@ -107,7 +111,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     // A server process does little work for each message and much waking: on one thread nothing has to be woken across
     // threads. Its disk threads are its own. Commands that play objects use all cores.
     let mut builder = match cli.command {
-        Command::Serve(_) => tokio::runtime::Builder::new_current_thread(),
+        Command::Serve(_) | Command::Unit(_) => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
     let runtime = match builder.enable_all().build() {
@@ -132,6 +136,12 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Err
         command = command.mut_subcommand(name, |sub| sub.args(["config", "dir"].map(hidden)));
     }
     command = command.mut_subcommand("serve", |sub| sub.arg(hidden("dir")));
+    let both = || ["config", "dir"].map(hidden);
+    command = command.mut_subcommand("unit", |sub| {
+        let sub = sub.args(both());
+        let sub = sub.mut_subcommand("inspect", |sub| sub.args(both()));
+        sub.mut_subcommand("verify", |sub| sub.args(both()))
+    });
     let cli = Cli::from_arg_matches(&command.try_get_matches_from_mut(arguments)?)
         .map_err(|error| error.format(&mut command))?;
     let wrong = |text: &str| {
@@ -147,6 +157,9 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Err
         Command::Init(_) | Command::Certs(_) if config.is_some() || dir.is_some() => {
             wrong("this command makes files below --out; it takes no --dir and no --config")
         }
+        Command::Unit(_) if config.is_some() || dir.is_some() => wrong(
+            "`unit` takes the directory of one log unit behind the command, no --dir and no --config",
+        ),
         Command::Serve(_) if dir.is_some() => wrong("`serve` takes --config FILE, no --dir"),
         _ if config.is_some() && dir.is_some() => wrong("--config and --dir name two logs"),
         _ => Ok(cli),
@@ -185,6 +198,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Serve(serve) => serve.run(target.config()).await,
         Command::Certs(certs) => certs.run(json),
         Command::Status => status::run(&target, json).await,
+        Command::Unit(command) => command.run(json),
         Command::Log(log::LogCommand::Follow(follow)) => {
             // It ends no other way.
             let follow = with(&target, Access::Existing, Ok(()), async |m| {

@@ -46,7 +46,12 @@ pub mod sim;
 
 pub use config::{OpenError, UnitConfig};
 pub use disk::{Disk, DiskDone, DiskError, DiskOp, FileName, OpId};
+#[cfg(any(test, feature = "test-util"))]
 pub use inspect::inspect;
+pub use inspect::{
+    Affected, Damage, Inspection, InspectionStep, Remark, SegmentReport, SegmentState, StateReport,
+    UnitReport,
+};
 pub use unit::{Unit, UnitEffect};
 
 #[cfg(test)]

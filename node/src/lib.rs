@@ -18,6 +18,7 @@ mod error;
 mod hello;
 mod host;
 mod lock;
+mod look;
 mod machine;
 mod node;
 mod process;
@@ -34,6 +35,10 @@ pub use config::{
 pub use embedded::{EmbeddedNode, EmbeddedOptions};
 pub use error::NodeError;
 pub use lock::{DirectoryError, DirectoryLock};
+pub use look::{LookError, UnitDirectory};
 pub use machine::{DiskCompletion, Guard, Machine, OpenDisk, OpenStore, StoreDone};
+pub use milonga_log_units::{
+    Affected, Damage, Remark, SegmentReport, SegmentState, StateReport, UnitReport,
+};
 pub use node::Node;
 pub use process::{ServerPlan, ServerProcess};

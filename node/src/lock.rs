@@ -1,11 +1,14 @@
 //! The lock on a data directory: one process at a time, held as long as the guard lives.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// Name of the lock file; never removed, so that two processes always lock the same file.
 pub(crate) const LOCK_FILE: &str = "LOCK";
+
+/// How often a lock is tried that is only looked at.
+const ATTEMPTS: usize = 1_000;
 
 /// An exclusive lock on a directory. The kernel releases it when the process dies.
 #[derive(Debug)]
@@ -73,7 +76,7 @@ impl DirectoryLock {
         let file = options
             .open(&path)
             .map_err(DirectoryError::io(&path, "opening the lock file"))?;
-        match file.try_lock() {
+        match lock(&file) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 return Err(DirectoryError::InUse {
@@ -91,13 +94,36 @@ impl DirectoryLock {
         Ok(lock)
     }
 
+    /// Id of the process that has the lock on `directory`, if any has. Makes nothing, and holds nothing afterwards.
+    ///
+    /// # Errors
+    /// [`DirectoryError::Io`] if there is a lock file that cannot be read.
+    pub(crate) fn user(directory: &Path) -> Result<Option<String>, DirectoryError> {
+        let path = directory.join(LOCK_FILE);
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            opened => opened.map_err(DirectoryError::io(&path, "opening the lock file"))?,
+        };
+        match file.try_lock_shared() {
+            Ok(()) => file
+                .unlock()
+                .map(|()| None)
+                .map_err(DirectoryError::io(&path, "releasing the lock file")),
+            Err(TryLockError::WouldBlock) => Ok(Some(holder(file))),
+            Err(TryLockError::Error(source)) => Err(DirectoryError::io(
+                &path,
+                "looking at the lock file",
+            )(source)),
+        }
+    }
+
     /// Leaves this process's id for the error message of the next. Works on a full disk: the file keeps its bytes.
     fn sign(&self) -> std::io::Result<()> {
         let mut file = &self.file;
         file.seek(SeekFrom::Start(0))?;
         let signature = format!("{:<20}\n", std::process::id());
         match file.write_all(signature.as_bytes()) {
-            Err(error) if error.kind() == std::io::ErrorKind::StorageFull => Ok(()),
+            Err(error) if error.kind() == ErrorKind::StorageFull => Ok(()),
             result => result,
         }
     }
@@ -110,6 +136,21 @@ impl Drop for DirectoryLock {
             tracing::warn!(%error, "cannot release the directory lock");
         }
     }
+}
+
+/// Takes the lock, though somebody may just be asking for its holder and so have a share of it for an instant.
+fn lock(file: &File) -> Result<(), TryLockError> {
+    for _ in 0..ATTEMPTS {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => {}
+            result => return result,
+        }
+        // Whoever uses the directory does not share.
+        file.try_lock_shared()?;
+        file.unlock().map_err(TryLockError::Error)?;
+        std::thread::yield_now();
+    }
+    Err(TryLockError::WouldBlock)
 }
 
 fn holder(mut file: File) -> String {
@@ -135,6 +176,27 @@ mod tests {
             assert!(text.contains("deep/er is in use by process"), "{text}");
             drop(lock);
         }
+    }
+
+    #[test]
+    fn who_only_looks_keeps_nobody_out() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(DirectoryLock::user(dir.path()).unwrap(), None);
+        assert!(!dir.path().join(LOCK_FILE).exists());
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::SeqCst) {
+                    DirectoryLock::user(dir.path()).unwrap();
+                }
+            });
+            let mut taken = 0;
+            for _ in 0..2_000 {
+                taken += usize::from(DirectoryLock::take(dir.path()).is_ok());
+            }
+            stop.store(true, std::sync::atomic::Ordering::SeqCst);
+            assert_eq!(taken, 2_000);
+        });
     }
 
     #[test]

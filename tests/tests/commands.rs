@@ -7,9 +7,12 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::Value;
 
 fn command(words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_child"));
@@ -281,7 +284,7 @@ fn positions_that_make_no_sense_are_usage_errors_and_following_ends_well() {
         "holds no position",
     );
     let (_, tail) = milonga(&["log", "tail", "--json", "--dir", &dir]);
-    let tail: serde_json::Value = serde_json::from_str(&tail).expect("JSON");
+    let tail: Value = serde_json::from_str(&tail).expect("JSON");
     let tail = tail["tail"].as_u64().expect("a number");
     let words = format!(
         "position {tail} is not granted yet: the last that can be filled is {}",
@@ -307,4 +310,168 @@ fn logs_that_go_into_a_file_are_plain_text() {
         text.contains("recovered") && !text.contains('\x1b'),
         "{text}"
     );
+}
+
+/// Names, contents and times of change of everything below a folder.
+fn snapshot(dir: &Path) -> Vec<(String, Vec<u8>, SystemTime)> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(dir).expect("readable").flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            all.extend(snapshot(&path));
+        } else {
+            let changed = entry.metadata().and_then(|meta| meta.modified());
+            let bytes = fs::read(&path).expect("readable");
+            let name = path.display().to_string();
+            all.push((name, bytes, changed.expect("known")));
+        }
+    }
+    all.sort();
+    all
+}
+
+fn json(words: &[&str]) -> (Option<i32>, Value) {
+    let output = command(words)
+        .arg("--json")
+        .output()
+        .expect("it can be run");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+    (output.status.code(), value)
+}
+
+/// A log of three entries of two streams, and the directory of its unit.
+fn small_log() -> (tempfile::TempDir, String, String) {
+    let (folder, dir) = folder();
+    for (stream, text) in [("7", "one"), ("7", "two"), ("8", "three")] {
+        works(&["log", "append", "--dir", &dir, "--stream", stream, text]);
+    }
+    let unit = format!("{dir}/unit");
+    (folder, dir, unit)
+}
+
+#[test]
+fn a_unit_is_inspected_and_verified_and_nothing_changes() {
+    let (_folder, dir, unit) = small_log();
+    let before = snapshot(Path::new(&dir));
+    let modes = |mode: u32| {
+        let set = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("mine");
+        };
+        for (file, ..) in snapshot(Path::new(&dir)) {
+            set(Path::new(&file), 0o444 | (mode & 0o222));
+        }
+        set(Path::new(&unit), mode);
+        set(Path::new(&dir), mode);
+    };
+    modes(0o555);
+    let text = works(&["unit", "inspect", &unit]);
+    assert!(
+        text.contains("unit embedded (") && text.contains("not in use"),
+        "{text}"
+    );
+    assert!(text.contains("3 entries of 2 streams"), "{text}");
+    let (code, value) = json(&["unit", "inspect", &unit]);
+    assert_eq!(code, Some(0));
+    for (name, number) in [("entries", 3), ("streams", 2), ("high", 3), ("epoch", 3)] {
+        assert_eq!(value[name], number, "{name}: {value}");
+    }
+    assert_eq!(
+        (&value["in_use_by"], &value["damages"]),
+        (&Value::Null, &0.into())
+    );
+    let segment = &value["segments"][0];
+    assert_eq!(
+        (&segment["state"], &segment["last"]),
+        (&"active".into(), &2.into())
+    );
+    let text = works(&["unit", "verify", &unit]);
+    assert!(
+        text.lines()
+            .last()
+            .is_some_and(|last| last.starts_with("ok: ")),
+        "{text}"
+    );
+    let (code, value) = json(&["unit", "verify", &unit]);
+    assert_eq!(
+        (code, &value["ok"], &value["records"]),
+        (Some(0), &true.into(), &3.into())
+    );
+    modes(0o755);
+    assert!(snapshot(Path::new(&dir)) == before, "something has changed");
+    works(&["log", "append", "--dir", &dir, "and it goes on"]);
+}
+
+#[test]
+fn damage_of_a_unit_is_named_with_its_positions() {
+    let (_folder, dir, unit) = small_log();
+    let file = format!("{unit}/segment-0000000000000001.log");
+    let mut bytes = fs::read(&file).expect("readable");
+    let at = bytes
+        .windows(3)
+        .position(|three| three == b"two")
+        .expect("it is there");
+    bytes[at] ^= 1;
+    fs::write(&file, bytes).expect("writable");
+    let (code, text) = milonga(&["unit", "verify", &unit]);
+    assert_eq!(code, Some(1), "{text}");
+    let lines: Vec<_> = text.lines().collect();
+    assert!(
+        lines[0].starts_with("segment-0000000000000001.log:") && lines[0].ends_with("; position 1"),
+        "{text}"
+    );
+    assert!(
+        lines[1].starts_with("damaged: 1 place in 1 file, at most 1 position lost"),
+        "{text}"
+    );
+    assert_eq!(lines.len(), 2, "{text}");
+    let (code, value) = json(&["unit", "verify", &unit]);
+    assert_eq!(
+        (code, &value["ok"], &value["lost_span"]),
+        (Some(1), &false.into(), &1.into())
+    );
+    let damage = &value["damage"][0];
+    assert_eq!(
+        (&damage["from"], &damage["to"]),
+        (&1.into(), &2.into()),
+        "{value}"
+    );
+    let text = works(&["unit", "inspect", &unit]);
+    assert!(
+        text.contains("at most 1 position, in 1..2") && text.contains("DAMAGED in 1 place"),
+        "{text}"
+    );
+    let read = works(&["log", "read", "1", "--dir", &dir]);
+    assert!(read.contains("lost"), "{read}");
+}
+
+#[test]
+fn what_is_no_unit_is_not_found_and_one_in_use_is_only_inspected() {
+    let (folder, dir, unit) = small_log();
+    for what in ["inspect", "verify"] {
+        fails(&["unit", what, &dir], 3, &format!("name {unit}"));
+        fails(
+            &["unit", what, &format!("{dir}/layout.redb")],
+            3,
+            "is a file",
+        );
+        fails(&["unit", what, &format!("{dir}/none")], 3, "does not exist");
+        fails(&["unit", what, &unit, "--dir", &dir], 2, "no --dir");
+        fails(&["unit", what], 2, "<DIR>");
+    }
+    let empty = folder.path().join("empty");
+    fs::create_dir(&empty).expect("writable");
+    fails(
+        &["unit", "verify", empty.to_str().expect("plain")],
+        3,
+        "is empty",
+    );
+    // It has printed the only entry, so it has the log open.
+    let (follow, _) = begin(&["log", "follow", "8", "--from", "0", "--dir", &dir]);
+    fails(&["unit", "verify", &unit], 1, "in use by process");
+    let text = works(&["unit", "inspect", &unit]);
+    assert!(text.contains("IN USE by process"), "{text}");
+    let (_, value) = json(&["unit", "inspect", &unit]);
+    assert_eq!(value["in_use_by"], follow.id().to_string());
+    assert_eq!(stop(follow, "TERM").0, Some(0));
 }

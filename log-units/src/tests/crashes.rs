@@ -15,7 +15,7 @@ type Held = Option<Bytes>;
 
 /// What must be there, and what may be.
 #[derive(Clone, Debug, Default)]
-struct Model {
+pub(super) struct Model {
     /// Acknowledged as durable.
     sure: BTreeMap<u64, Held>,
     /// Sent.
@@ -398,7 +398,7 @@ impl Model {
     }
 }
 
-fn run_trace(seed: u64, requests: u64) -> Vec<(SimDisk, Model)> {
+pub(super) fn run_trace(seed: u64, requests: u64) -> Vec<(SimDisk, Model)> {
     let mut trace = Trace {
         seed,
         random: mix(seed),

@@ -72,11 +72,13 @@ fn whatever_the_disk_holds_nothing_wrong_is_served() {
             .files()
             .into_iter()
             .map(|(name, bytes)| (name, Bytes::from(bytes)));
-        assert!(!inspect(&shown.collect::<Vec<_>>()).is_empty());
+        let seen = inspect(&shown.collect::<Vec<_>>());
+        let is_seen = seen.is_err() || seen.is_ok_and(|report| !report.damage.is_empty());
         let mut after = Rig::on(disk, config(), seed);
         match after.hello() {
             Ok(_) => {}
             Err(OpenError::Damaged { .. } | OpenError::NewerVersion { .. }) => {
+                assert!(is_seen, "seed {seed}: refused, though nothing was seen");
                 refused += 1;
                 continue;
             }
@@ -92,6 +94,7 @@ fn whatever_the_disk_holds_nothing_wrong_is_served() {
                     assert!(!ended, "seed {seed}: position {position} behind a cut tail");
                 }
                 (UnitReadAnswer::Lost, _) => {
+                    assert!(is_seen, "seed {seed}: position {position} is lost, unseen");
                     assert!(!ended, "seed {seed}: position {position} behind a cut tail");
                     lost += 1;
                 }
@@ -128,7 +131,7 @@ fn small_files_may_hold_anything() {
             .iter()
             .map(|f| (f.0.clone(), Bytes::from(f.1.clone())))
             .collect();
-        assert!(!inspect(&shown).is_empty());
+        let _report = inspect(&shown);
         let after = Rig::on(SimDisk::with_files(seed, files), config(), seed);
         assert!(after.unit.hello().is_some(), "seed {seed}");
     }

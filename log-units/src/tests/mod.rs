@@ -5,6 +5,7 @@ mod damage;
 mod faults;
 mod fuzz;
 mod golden;
+mod inspect;
 mod marks;
 mod requests;
 mod rig;
