@@ -122,6 +122,16 @@ pub struct LayoutSettings {
     /// Processes with `[sequencer]` that take its place, in this order, when it has said nothing for half a second.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub spare_sequencers: Vec<String>,
+    /// Processes with `[unit]` in no chain. One of them takes the place of a unit that is gone for ten seconds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spare_units: Vec<String>,
+    /// A chain goes on without a unit that is gone if it keeps so many others; 1 if left out. Counts when the cluster is
+    /// made, as the limits do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_replicas: Option<u16>,
+    /// Most bytes that are copied in a second to a unit that comes back; unlimited if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy_bytes_per_second: Option<u64>,
     /// Shared limits; those left out have their defaults.
     #[serde(default)]
     pub limits: LimitSettings,
@@ -135,6 +145,9 @@ impl LayoutSettings {
             chains,
             sequencer: sequencer.to_owned(),
             spare_sequencers: Vec::new(),
+            spare_units: Vec::new(),
+            min_replicas: None,
+            copy_bytes_per_second: None,
             limits: LimitSettings::default(),
         }
     }
@@ -366,6 +379,24 @@ impl LayoutSettings {
         if let Some(twice) = units.windows(2).find(|pair| pair[0] == pair[1]) {
             let remedy = "a unit belongs to one place of one chain";
             return wrong(KEY, format!("{:?} is named twice", twice[0]), remedy);
+        }
+        if let Some(twice) = self.spare_units.iter().find(|name| units.contains(name)) {
+            let remedy = "a spare is in no chain";
+            return wrong(
+                "layout.spare_units",
+                format!("{twice:?} is in a chain"),
+                remedy,
+            );
+        }
+        let shortest = self.chains.iter().map(Vec::len).min().unwrap_or_default();
+        let min_replicas = self.min_replicas.unwrap_or(1);
+        if min_replicas == 0 || usize::from(min_replicas) > shortest {
+            let remedy = "use at least 1 and at most as many as the shortest chain has";
+            return wrong("layout.min_replicas", format!("is {min_replicas}"), remedy);
+        }
+        if self.copy_bytes_per_second == Some(0) {
+            let remedy = "leave it out for no limit";
+            return wrong("layout.copy_bytes_per_second", "is 0".into(), remedy);
         }
         if self.sequencer.is_empty() {
             let remedy = "name the process that has the section [sequencer]";

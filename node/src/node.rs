@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use milonga_layout::ClusterPlan;
+use milonga_layout::{ClusterPlan, SPARE_AFTER};
 use milonga_protocol::messages::{Lease, ServerStatus};
 use milonga_protocol::{Incarnation, ServerName, SharedEnv};
 use milonga_transport::{Identity, Peer, QuicNetwork, QuicServer, Tls};
@@ -117,6 +117,7 @@ fn at_home(peer: Peer, name: &ServerName, address: &str) -> Peer {
 fn cluster_plan(settings: &LayoutSettings) -> ClusterPlan {
     let chain = |units: &Vec<String>| units.iter().map(ServerName::new).collect();
     let spares = settings.spare_sequencers.iter().map(ServerName::new);
+    let units = settings.spare_units.iter().map(ServerName::new);
     ClusterPlan::new(
         settings.chains.iter().map(chain).collect(),
         ServerName::new(&settings.sequencer),
@@ -124,4 +125,7 @@ fn cluster_plan(settings: &LayoutSettings) -> ClusterPlan {
         Lease::None,
     )
     .with_spare_sequencers(spares.collect())
+    .with_spare_units(units.collect(), SPARE_AFTER)
+    .with_min_replicas(settings.min_replicas.unwrap_or(1))
+    .with_copy_limit(settings.copy_bytes_per_second)
 }

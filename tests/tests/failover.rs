@@ -1,4 +1,4 @@
-//! SIGKILL and SIGSTOP of the sequencer of a real cluster: the spare takes over, and nothing acknowledged is lost.
+//! SIGKILL and SIGSTOP of the sequencer and of units of a real cluster: it goes on, and nothing acknowledged is lost.
 
 #![expect(
     clippy::disallowed_methods,
@@ -13,12 +13,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use milonga::{ClientConfig, Milonga};
+use milonga::{ClientConfig, Map, Milonga};
 use milonga_client::{ClientOptions, LogClient};
 use milonga_node::{
     LayoutSettings, ProcessConfig, SequencerSettings, ServerAddress, TlsPaths, UnitSettings,
 };
-use milonga_protocol::{Incarnation, ServerName, SharedEnv};
+use milonga_protocol::{Incarnation, Layout, ServerName, SharedEnv};
 use milonga_transport::{Identity, QuicNetwork, Role, TokioEnv, certs};
 
 const CHILD: &str = env!("CARGO_BIN_EXE_child");
@@ -160,38 +160,54 @@ fn lock(acked: &Mutex<Acked>) -> std::sync::MutexGuard<'_, Acked> {
     acked.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Waits until `name` is the sequencer and a hundred updates were acknowledged since; the longest pause between two.
-async fn goes_on_with(log: &LogClient, name: &str, acked: &Mutex<Acked>) -> Duration {
+/// Waits until the layout is `such` and a hundred updates were acknowledged since; the longest pause between two.
+async fn goes_on_when(
+    log: &LogClient,
+    acked: &Mutex<Acked>,
+    such: impl Fn(&Layout) -> bool,
+) -> Duration {
     let give_up = Instant::now() + Duration::from_secs(20);
     let (mut before, mut began) = (0, false);
     loop {
         sleep(20).await;
         let count = lock(acked).keys.len();
-        let sequencer = log.layout().layout.sequencer.name.clone();
-        if !began && sequencer.as_str() == name {
+        let layout = log.layout().layout.clone();
+        if !began && such(&layout) {
             (before, began) = (count, true);
         }
         if began && count > before + 100 {
             return std::mem::take(&mut lock(acked).longest);
         }
-        assert!(
-            Instant::now() < give_up,
-            "{sequencer} is the sequencer, not {name}, or nothing is appended"
-        );
+        assert!(Instant::now() < give_up, "it does not go on: {layout:?}");
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_spare_sequencer_takes_over_and_nothing_acknowledged_is_lost() {
-    let dir = tempfile::tempdir().expect("a temporary folder");
-    let mut cluster = Cluster::start(dir.path());
-    let config = ClientConfig::read(dir.path().join("client.toml")).expect("just written");
-    let milonga = Milonga::connect(config).await.expect("connects");
-    let map = milonga.map::<String, u64>("kept").await.expect("opens");
-    let log = log_client(&dir.path().join("certs"), &cluster.layout_at).await;
-    let (acked, stop) = (Arc::<Mutex<Acked>>::default(), Arc::<AtomicBool>::default());
-    let writers: Vec<_> = (0..4_u64)
-        .map(|writer| {
+/// The same, as soon as `name` is the sequencer.
+async fn goes_on_with(log: &LogClient, name: &str, acked: &Mutex<Acked>) -> Duration {
+    let is_sequencer = |layout: &Layout| layout.sequencer.name.as_str() == name;
+    goes_on_when(log, acked, is_sequencer).await
+}
+
+/// Names of the chain, head first; none while parts of the log have other chains.
+fn chain(layout: &Layout) -> Vec<&str> {
+    let [segment] = &layout.segments[..] else {
+        return Vec::new();
+    };
+    let chain = segment.chains[0].iter();
+    chain.map(|unit| layout.unit(*unit).name.as_str()).collect()
+}
+
+/// Writers that go on until they are stopped.
+struct Writers {
+    acked: Arc<Mutex<Acked>>,
+    stop: Arc<AtomicBool>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Writers {
+    fn start(map: &Map<String, u64>) -> Self {
+        let (acked, stop) = (Arc::<Mutex<Acked>>::default(), Arc::<AtomicBool>::default());
+        let tasks = (0..4_u64).map(|writer| {
             let (map, acked, stop) = (map.clone(), Arc::clone(&acked), Arc::clone(&stop));
             tokio::spawn(async move {
                 for n in 0_u64.. {
@@ -203,8 +219,34 @@ async fn a_spare_sequencer_takes_over_and_nothing_acknowledged_is_lost() {
                     lock(&acked).note(key, n);
                 }
             })
-        })
-        .collect();
+        });
+        let tasks = tasks.collect();
+        Self { acked, stop, tasks }
+    }
+
+    /// Everything that was acknowledged is in the map.
+    async fn check(self, map: &Map<String, u64>) {
+        self.stop.store(true, Ordering::Relaxed);
+        for writer in self.tasks {
+            writer.await.expect("a writer failed");
+        }
+        let keys = std::mem::take(&mut lock(&self.acked).keys);
+        for (key, n) in &keys {
+            assert_eq!(map.get(key).await.expect("readable"), Some(*n), "{key}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_spare_sequencer_takes_over_and_nothing_acknowledged_is_lost() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let mut cluster = Cluster::start(dir.path());
+    let config = ClientConfig::read(dir.path().join("client.toml")).expect("just written");
+    let milonga = Milonga::connect(config).await.expect("connects");
+    let map = milonga.map::<String, u64>("kept").await.expect("opens");
+    let log = log_client(&dir.path().join("certs"), &cluster.layout_at).await;
+    let writers = Writers::start(&map);
+    let acked = Arc::clone(&writers.acked);
     goes_on_with(&log, "sequencer-1", &acked).await;
     cluster.kill("sequencer-1");
     let killed = goes_on_with(&log, "sequencer-2", &acked).await;
@@ -217,13 +259,42 @@ async fn a_spare_sequencer_takes_over_and_nothing_acknowledged_is_lost() {
     sleep(500).await;
     goes_on_with(&log, "sequencer-1", &acked).await;
     println!("longest pause when killed {killed:?}, when stopped {stopped:?}");
-    stop.store(true, Ordering::Relaxed);
-    for writer in writers {
-        writer.await.expect("a writer failed");
-    }
-    let keys = std::mem::take(&mut lock(&acked).keys);
-    for (key, n) in &keys {
-        assert_eq!(map.get(key).await.expect("readable"), Some(*n), "{key}");
-    }
+    writers.check(&map).await;
     milonga.close().await.expect("closes");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chain_goes_on_without_a_unit_and_takes_it_in_again() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let mut cluster = Cluster::start(dir.path());
+    let config = ClientConfig::read(dir.path().join("client.toml")).expect("just written");
+    let milonga = Milonga::connect(config.clone()).await.expect("connects");
+    let map = milonga.map::<String, u64>("kept").await.expect("opens");
+    let log = log_client(&dir.path().join("certs"), &cluster.layout_at).await;
+    let writers = Writers::start(&map);
+    let acked = Arc::clone(&writers.acked);
+    let is = |wanted: &'static [&'static str]| move |layout: &Layout| chain(layout) == wanted;
+    goes_on_when(&log, &acked, is(&["unit-1a", "unit-1b"])).await;
+    // The head.
+    cluster.kill("unit-1a");
+    let killed = goes_on_when(&log, &acked, is(&["unit-1b"])).await;
+    cluster.spawn("unit-1a");
+    let back = goes_on_when(&log, &acked, is(&["unit-1b", "unit-1a"])).await;
+    // Who has only just got everything is as good as the other.
+    cluster.signal("unit-1b", "-STOP");
+    let stopped = goes_on_when(&log, &acked, is(&["unit-1a"])).await;
+    cluster.signal("unit-1b", "-CONT");
+    goes_on_when(&log, &acked, is(&["unit-1a", "unit-1b"])).await;
+    println!(
+        "longest pause when killed {killed:?}, when it came back {back:?}, when stopped {stopped:?}"
+    );
+    writers.check(&map).await;
+    milonga.close().await.expect("closes");
+    // With the disk of either, all is there.
+    cluster.kill("unit-1a");
+    let again = Milonga::connect(config).await.expect("connects");
+    let map = again.map::<String, u64>("kept").await.expect("opens");
+    let kept = map.len().await.expect("readable");
+    assert!(kept > 400, "{kept}");
+    again.close().await.expect("closes");
 }
