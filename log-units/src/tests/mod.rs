@@ -7,6 +7,7 @@ mod fuzz;
 mod golden;
 mod inspect;
 mod marks;
+mod rejoin;
 mod requests;
 mod rig;
 mod speed;
