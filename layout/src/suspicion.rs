@@ -26,7 +26,7 @@ const UNRESPONSIVE_FOR: Duration = Duration::from_secs(5);
 
 /// So many suspicions cost nothing; with each further one that is not older than this, patience doubles. A layout server
 /// with a slow link would else seal everything again and again, and never come to an end.
-const QUICK_SUSPICIONS: usize = 4;
+const QUICK_SUSPICIONS: usize = 6;
 const REMEMBERED_FOR: Duration = Duration::from_secs(30);
 const MOST_DOUBLINGS: u32 = 3;
 
