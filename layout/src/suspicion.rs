@@ -5,7 +5,7 @@
 //! without a lease is confirmed by units, which no longer do (rules 20 and 21). A unit that missed an epoch forgets what
 //! was decided without it before it comes back (rule 10). It costs a reconfiguration, and copying.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use milonga_protocol::{ServerName, Time, UnitIndex};
@@ -35,10 +35,14 @@ const MOST_DOUBLINGS: u32 = 3;
 pub(crate) struct Patience {
     /// When somebody was suspected lately; bounded, because it doubles the time between two.
     suspicions: VecDeque<Time>,
+    /// Who was taken for gone by silence, and when: that patience has grown since does not bring anybody back.
+    silent: BTreeMap<ServerName, Time>,
 }
 
 impl Patience {
-    fn suspected(&mut self, now: Time) {
+    fn suspected(&mut self, now: Time, silent: impl IntoIterator<Item = ServerName>) {
+        let silent = silent.into_iter().map(|name| (name, now));
+        self.silent.extend(silent);
         self.suspicions.push_back(now);
         let old = |at: &Time| now.since(*at) > REMEMBERED_FOR;
         while self.suspicions.front().is_some_and(old) {
@@ -58,8 +62,11 @@ impl Patience {
 }
 
 impl LayoutCore {
-    fn silent(&self) -> Duration {
-        self.patience.silent(self.now)
+    /// When the silence of `name`, which began then, is enough to take it for gone.
+    fn silence_ends(&self, name: &ServerName, since: Time) -> Time {
+        let taken = self.patience.silent.get(name).copied();
+        let taken = taken.filter(|at| since <= *at);
+        taken.unwrap_or_else(|| since.after(self.patience.silent(self.now)))
     }
 
     /// Whether `name` said hello lately and did not do what it was asked for.
@@ -78,7 +85,7 @@ impl LayoutCore {
     /// When `name` is taken for gone, if nothing more is heard of it.
     fn gone_at(&self, name: &ServerName) -> Time {
         let since = self.heard.silent_since(name);
-        since.unwrap_or(self.started).after(self.silent())
+        self.silence_ends(name, since.unwrap_or(self.started))
     }
 
     /// Another process that can be the sequencer now.
@@ -132,7 +139,7 @@ impl LayoutCore {
 
     fn silent_unit_at(&self, name: &ServerName) -> Time {
         match self.heard.silent_since(name) {
-            Some(since) => since.after(self.silent()),
+            Some(since) => self.silence_ends(name, since),
             None => self.started.after(ABSENT),
         }
     }
@@ -259,7 +266,10 @@ impl LayoutCore {
             let name = self.unit_name(*unit);
             self.trouble(name).map(|why| format!("{name} {why}"))
         });
-        self.patience.suspected(self.now);
+        let silent = members.iter().map(|unit| self.unit_name(*unit));
+        let silent = silent.filter(|name| self.silent_unit_at(name) <= self.now);
+        let silent: Vec<_> = silent.cloned().collect();
+        self.patience.suspected(self.now, silent);
         self.gather(cause.unwrap_or_else(|| "a unit is gone".into()));
     }
 
@@ -312,7 +322,8 @@ impl LayoutCore {
         }
         let name = self.sequencer.clone();
         let silent = self.gone_at(&name) <= self.now;
-        self.patience.suspected(self.now);
+        self.patience
+            .suspected(self.now, silent.then(|| name.clone()));
         let why = if silent {
             "says nothing any more"
         } else {
@@ -416,6 +427,33 @@ mod tests {
         hello(&mut core, 9_001, ONE);
         core.handle_time(ms(9_100));
         assert!(matches!(core.phase, Phase::Idle));
+    }
+
+    #[test]
+    fn patience_grows_with_suspicions_and_brings_nobody_back() {
+        let mut core = core();
+        let (mut at, mut waits) = (0, Vec::new());
+        for round in 0..9 {
+            let (dead, alive) = if round % 2 == 0 {
+                (ONE, TWO)
+            } else {
+                (TWO, ONE)
+            };
+            core.sequencer = dead.into();
+            core.phase = Phase::Idle;
+            beat(&mut core, at + 100, at + 1_000, &[ONE, TWO]);
+            at += 1_000;
+            let began = at;
+            while matches!(core.phase, Phase::Idle) {
+                at += 100;
+                beat(&mut core, at, at, &[alive]);
+                core.handle_time(ms(at));
+            }
+            waits.push(at - began);
+            assert_eq!(next(&core), Some((alive, ms(at))), "round {round}");
+        }
+        assert_eq!(waits[..6], [500; 6]);
+        assert_eq!(waits[6..], [1_000, 2_000, 4_000]);
     }
 
     #[test]
