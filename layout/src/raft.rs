@@ -15,6 +15,8 @@
 //! seed gives the same run.
 
 mod config;
+mod errors;
+mod header;
 mod home;
 mod leadership;
 mod log;
@@ -38,10 +40,11 @@ use serde::{Deserialize, Serialize};
 use crate::history::{HistoryError, StoreChange};
 
 pub use config::RaftConfig;
+pub use errors::{NotConfirmed, ProposeError, StartError};
 pub use leadership::Leadership;
 pub use messages::{MESSAGE_BYTES, RaftDecodeError, RaftRequest, RaftResponse};
 pub use network::RaftCarrier;
-pub use replica::{NotConfirmed, ProposeError, Replica, StartError};
+pub use replica::Replica;
 pub use store::{RAFT_STORE_VERSION, RaftDisk, RaftJob, RaftStore, RaftStoreError};
 
 /// Number of a member of the layout; small, stable, never given to another machine or an emptied disk.

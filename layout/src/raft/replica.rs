@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use milonga_protocol::SharedEnv;
@@ -13,6 +14,7 @@ use openraft::{AsyncRuntime, Raft, ServerState};
 use tokio::sync::watch;
 
 use super::config::RaftConfig;
+use super::errors::{NotConfirmed, ProposeError, StartError};
 use super::home::Home;
 use super::leadership::{Leadership, follow};
 use super::log::Log;
@@ -20,9 +22,14 @@ use super::machine::{Applied, Machine};
 use super::messages::{CHANGE_BYTES, RaftRequest, RaftResponse, Request, Response, SNAPSHOT_BYTES};
 use super::network::{Connections, RaftCarrier};
 use super::runtime::EnvRuntime;
-use super::store::{RaftStore, RaftStoreError};
+use super::store::RaftStore;
 use super::{Member, MemberId, TypeConfig};
 use crate::history::{History, HistoryError, StoreChange};
+
+/// A member with an empty disk may be one that lost it: it could vote twice, or for somebody who lacks what it had
+/// acknowledged. So it takes part only when it was there at the beginning.
+const NO_PAST: &str = "this member's store is empty: either the cluster is being made and it was not initialized yet, \
+    or it has lost its disk and must not come back under its number";
 
 /// A member of the layout. Dropping it stops it at the next await of whatever it does; [`Self::shutdown`] waits for
 /// that. Every call ends within [`RaftConfig::patience`].
@@ -34,80 +41,13 @@ pub struct Replica {
     raft: Raft<TypeConfig>,
     applied: watch::Receiver<Applied>,
     leadership: watch::Receiver<Leadership>,
-}
-
-/// Why a member does not start.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StartError {
-    /// Its own number is missing among the members.
-    #[error("member {id} is not among the layout's members; list it in every configuration")]
-    NotAMember {
-        /// Its number.
-        id: MemberId,
-    },
-    /// The configured times contradict each other.
-    #[error("the times of the layout's raft contradict each other: {0}")]
-    Config(String),
-    /// Its store is not its own.
-    #[error(transparent)]
-    Store(#[from] RaftStoreError),
-    /// Its store or its raft fails.
-    #[error("the layout's member {id} cannot run: {why}")]
-    Failed {
-        /// Its number.
-        id: MemberId,
-        /// What happened.
-        why: String,
-    },
-}
-
-/// Why a change has no verdict.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ProposeError {
-    /// This member does not lead. If it did when the change was proposed, its fate is open: look at the history.
-    #[error("this member of the layout does not lead; the leader is {}", leader.map_or("unknown".to_owned(), |id| id.to_string()))]
-    NotLeader {
-        /// Who does, as far as is known.
-        leader: Option<MemberId>,
-    },
-    /// No majority confirmed it in time, or this member has stopped. The change's fate is open: it may still be
-    /// committed later, or never. Look at the history.
-    #[error("the layout has no verdict: {why}")]
-    Unavailable {
-        /// What happened.
-        why: String,
-    },
-    /// A change may have that many bytes; nothing was done.
-    #[error("a change of {bytes} bytes is over the limit of {CHANGE_BYTES}")]
-    TooLarge {
-        /// Bytes of the change.
-        bytes: usize,
-    },
-}
-
-/// Why a leadership is not confirmed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum NotConfirmed {
-    /// This member does not lead.
-    #[error("this member of the layout does not lead")]
-    NotLeader {
-        /// Who does, as far as is known.
-        leader: Option<MemberId>,
-    },
-    /// No majority answered in time, or this member has stopped. It may lead, or not.
-    #[error("no majority of the layout answered: {why}")]
-    Unavailable {
-        /// What happened.
-        why: String,
-    },
+    /// It was there when its cluster was made, so its disk holds all that it ever promised.
+    has_past: AtomicBool,
 }
 
 impl Replica {
-    /// Starts member `id` on its store. A member that has been in a cluster goes on there; a new one waits for
-    /// [`Self::initialize`], of itself or of another. A lone member leads at once, without waiting for a time-out.
+    /// Starts member `id` on its store. A member that has been in a cluster goes on there; a new one takes part in
+    /// nothing before [`Self::initialize`]. A lone member leads at once, without waiting for a time-out.
     ///
     /// # Errors
     /// [`StartError`]: the configuration contradicts itself, the store is another's, or cannot be read.
@@ -135,7 +75,7 @@ impl Replica {
         let raft = home.within(Raft::new(id, openraft, connections, Log(store), machine));
         let raft = raft.await.map_err(|error| failed(error.to_string()))?;
         let (shown, leadership) = watch::channel(Leadership::default());
-        home.spawn(follow(raft.metrics(), shown));
+        home.spawn(follow(raft.metrics(), shown, config.election_max));
         let replica = Self {
             id,
             members,
@@ -144,13 +84,18 @@ impl Replica {
             raft,
             applied,
             leadership,
+            has_past: AtomicBool::new(false),
         };
-        replica.lead_alone().await.map_err(failed)?;
+        if let Err(error) = replica.resume().await {
+            replica.shutdown().await;
+            return Err(error);
+        }
         Ok(replica)
     }
 
-    /// Makes a new cluster of the members that all were started with. Nothing happens where there is one already, so
-    /// every member may call it, and again. Only for a cluster that never was: a member that lost its disk must not.
+    /// Makes a new cluster of the members that all were started with, durably. Every member must be told, in any order
+    /// and at any time; nothing happens to one that has a past. Only for a cluster that never was: whoever tells it to a
+    /// member that has lost its disk lets it forget what it promised.
     ///
     /// # Errors
     /// [`StartError::Failed`]: the store failed, or this member has stopped.
@@ -169,6 +114,11 @@ impl Replica {
         let sender = request.sender();
         if !self.members.contains_key(&sender) {
             return RaftResponse::failed(format!("{sender} is not a member of this layout"));
+        }
+        match self.has_past().await {
+            Ok(true) => {}
+            Ok(false) => return RaftResponse::failed(NO_PAST),
+            Err(why) => return RaftResponse::failed(why),
         }
         let answer = match request.0 {
             Request::Append {
@@ -297,22 +247,47 @@ impl Replica {
         self.home.close().await;
     }
 
-    /// A lone member that was not yet elected need not wait for anybody's silence.
-    async fn lead_alone(&self) -> Result<(), String> {
-        if self.members.len() > 1 {
+    /// Looks at what the store has brought up. A lone member that was not yet elected need not wait for anybody's
+    /// silence.
+    async fn resume(&self) -> Result<(), StartError> {
+        let failed = |why| StartError::Failed { id: self.id, why };
+        if !self.has_past().await.map_err(failed)? {
             return Ok(());
         }
-        let elect = async {
-            // Its answer comes behind the core's first look around.
-            let has_past = self.raft.is_initialized().await?;
-            let leads = self.raft.metrics().borrow().state == ServerState::Leader;
-            if has_past && !leads {
-                self.raft.trigger().elect().await?;
-            }
-            Ok(())
+        let (leads, made_of) = {
+            // Reported before the core answered the question above.
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow();
+            let voters: Vec<_> = metrics
+                .membership_config
+                .voter_ids()
+                .map(|id| id.0)
+                .collect();
+            (metrics.state == ServerState::Leader, voters)
         };
-        let elected = self.call(elect).await?;
-        elected.map_err(|error: openraft::error::Fatal<MemberId>| error.to_string())
+        let configured: Vec<_> = self.members.keys().map(|id| id.0).collect();
+        if made_of != configured {
+            return Err(StartError::Members {
+                made_of,
+                configured,
+            });
+        }
+        if made_of.len() == 1 && !leads {
+            let trigger = self.raft.trigger();
+            let elected = self.call(trigger.elect()).await.map_err(failed)?;
+            elected.map_err(|error| failed(error.to_string()))?;
+        }
+        Ok(())
+    }
+
+    async fn has_past(&self) -> Result<bool, String> {
+        if self.has_past.load(Ordering::Relaxed) {
+            return Ok(true);
+        }
+        let asked = self.call(self.raft.is_initialized()).await?;
+        let has_past = asked.map_err(|error| error.to_string())?;
+        self.has_past.fetch_or(has_past, Ordering::Relaxed);
+        Ok(has_past)
     }
 
     /// Runs a call to openraft where it belongs, for as long as patience lasts.

@@ -9,8 +9,9 @@ use redb::backends::InMemoryBackend;
 use tokio::sync::oneshot;
 
 use super::MemberId;
+use super::header::Header;
 use super::records::{RECORD_VERSION, decode_history};
-use super::tables::{Header, TableError, Tables};
+use super::tables::{TableError, Tables};
 use crate::store::{StoreError, cannot_open, disk, sync_directory};
 
 /// Version of a raft store's tables and records.
@@ -196,8 +197,8 @@ impl RaftStore {
     }
 
     fn path(&self) -> PathBuf {
-        let path = self.path.as_deref().unwrap_or(Path::new("(memory)"));
-        path.to_path_buf()
+        let path = self.path.as_deref();
+        path.map_or_else(|| "(memory)".into(), Path::to_path_buf)
     }
 
     fn error(&self, error: TableError) -> RaftStoreError {

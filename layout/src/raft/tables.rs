@@ -1,7 +1,7 @@
 //! The tables of a raft store, and what is done to them: one synced transaction each.
 //!
 //! ```text
-//! meta  "header"    "MLGR", version u16, 0 or 1 and member u64 (little-endian)
+//! meta  "header"    see header.rs
 //!       "vote" "committed" "purged" "snapshot" "history"     records; the last two are one snapshot
 //! log   index       record of the entry
 //! ```
@@ -11,11 +11,10 @@ use std::ops::RangeBounds;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 
+use super::header::Header;
 use super::messages::ENTRIES_BYTES;
-use super::records::{
-    EntryRecord, LogIdRecord, MetaRecord, RECORD_VERSION, VoteRecord, decode, encode,
-};
-use super::{Entry, LogId, MemberId, SnapshotMeta, Vote};
+use super::records::{EntryRecord, LogIdRecord, MetaRecord, VoteRecord, decode, encode};
+use super::{Entry, LogId, SnapshotMeta, Vote};
 
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("milonga_layout_raft");
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("raft_log");
@@ -26,8 +25,6 @@ const COMMITTED: &str = "committed";
 const PURGED: &str = "purged";
 const SNAPSHOT: &str = "snapshot";
 const HISTORY: &str = "history";
-
-const MAGIC: [u8; 4] = *b"MLGR";
 
 /// Why a table could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -51,48 +48,6 @@ macro_rules! from_redb {
 from_redb!(TransactionError TableError StorageError CommitError);
 
 type Result<T> = std::result::Result<T, TableError>;
-
-/// First record of every raft store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Header {
-    pub(super) version: u16,
-    /// `None` before the store is used for the first time.
-    pub(super) member: Option<MemberId>,
-}
-
-impl Header {
-    pub(super) fn encode(self) -> Vec<u8> {
-        let mut bytes = MAGIC.to_vec();
-        bytes.extend(self.version.to_le_bytes());
-        bytes.push(u8::from(self.member.is_some()));
-        bytes.extend(
-            self.member
-                .map(|id| id.0.to_le_bytes())
-                .into_iter()
-                .flatten(),
-        );
-        bytes
-    }
-
-    /// Of another version only the version is read.
-    pub(super) fn decode(bytes: &[u8]) -> std::result::Result<Self, String> {
-        let Some(rest) = bytes.strip_prefix(&MAGIC) else {
-            return Err("its header has another magic".into());
-        };
-        let (version, rest) = rest.split_first_chunk().ok_or("its header is cut")?;
-        let version = u16::from_le_bytes(*version);
-        let member = match rest {
-            [0] => None,
-            [1, id @ ..] if id.len() == 8 => {
-                let id = id.try_into().map_err(|_| "its header is cut")?;
-                Some(MemberId(u64::from_le_bytes(id)))
-            }
-            _ if version == RECORD_VERSION => return Err("its header is malformed".into()),
-            _ => None,
-        };
-        Ok(Self { version, member })
-    }
-}
 
 /// Where the log begins and ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
