@@ -130,6 +130,38 @@ impl RaftRequest {
     }
 }
 
+impl Request {
+    /// Whether a member could have said this. openraft takes it for granted.
+    pub(super) fn check(&self) -> Result<(), String> {
+        match self {
+            Self::Append { vote, .. } | Self::Snapshot { vote, .. } if !vote.committed => {
+                Err("only a leader sends entries".to_owned())
+            }
+            Self::Vote { vote, .. } if vote.committed => Err("a leader needs no vote".to_owned()),
+            Self::Append {
+                previous, entries, ..
+            } => {
+                let mut before = *previous;
+                for EntryRecord { id, .. } in entries {
+                    if !id.follows(before) {
+                        return Err(format!("{id:?} cannot follow {before:?}"));
+                    }
+                    before = Some(*id);
+                }
+                Ok(())
+            }
+            Self::Snapshot { offset, data, .. }
+                if offset.saturating_add(data.len() as u64) > SNAPSHOT_BYTES =>
+            {
+                Err(format!(
+                    "a snapshot over the limit of {SNAPSHOT_BYTES} bytes"
+                ))
+            }
+            Self::Vote { .. } | Self::Snapshot { .. } => Ok(()),
+        }
+    }
+}
+
 impl RaftResponse {
     /// Encodes it; at most [`MESSAGE_BYTES`].
     #[must_use]

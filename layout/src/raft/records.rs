@@ -88,10 +88,20 @@ impl From<LogIdRecord> for LogId {
     }
 }
 
+impl LogIdRecord {
+    /// Whether an entry can be the next one behind another, or the first of all.
+    pub(super) fn follows(self, before: Option<Self>) -> bool {
+        before.map_or(self.index == 0, |before| {
+            let rises = (self.term, self.member) >= (before.term, before.member);
+            rises && before.index.checked_add(1) == Some(self.index)
+        })
+    }
+}
+
 /// An entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct EntryRecord {
-    id: LogIdRecord,
+    pub(super) id: LogIdRecord,
     payload: PayloadRecord,
 }
 

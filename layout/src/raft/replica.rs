@@ -19,7 +19,7 @@ use super::home::Home;
 use super::leadership::{Leadership, follow};
 use super::log::Log;
 use super::machine::{Applied, Machine};
-use super::messages::{CHANGE_BYTES, RaftRequest, RaftResponse, Request, Response, SNAPSHOT_BYTES};
+use super::messages::{CHANGE_BYTES, RaftRequest, RaftResponse, Request, Response};
 use super::network::{Connections, RaftCarrier};
 use super::runtime::EnvRuntime;
 use super::store::RaftStore;
@@ -115,6 +115,9 @@ impl Replica {
         if !self.members.contains_key(&sender) {
             return RaftResponse::failed(format!("{sender} is not a member of this layout"));
         }
+        if let Err(why) = request.0.check() {
+            return RaftResponse::failed(why);
+        }
         match self.has_past().await {
             Ok(true) => {}
             Ok(false) => return RaftResponse::failed(NO_PAST),
@@ -148,10 +151,6 @@ impl Replica {
                 data,
                 done,
             } => {
-                if offset.saturating_add(data.len() as u64) > SNAPSHOT_BYTES {
-                    let why = format!("a snapshot over the limit of {SNAPSHOT_BYTES} bytes");
-                    return RaftResponse::failed(why);
-                }
                 let request = InstallSnapshotRequest {
                     vote: vote.into(),
                     meta: meta.into(),
@@ -237,6 +236,33 @@ impl Replica {
     #[must_use]
     pub fn history(&self) -> Arc<History> {
         Arc::clone(&self.applied.borrow().history)
+    }
+
+    /// Why this member has stopped; `None` while it runs. A failed store stops it: it must be started anew.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        let metrics = self.raft.metrics();
+        let state = &metrics.borrow().running_state;
+        state.as_ref().err().map(ToString::to_string)
+    }
+
+    /// Facts for the status.
+    #[must_use]
+    pub fn facts(&self) -> BTreeMap<String, String> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let number = |index: Option<u64>| index.map_or("none".to_owned(), |i| i.to_string());
+        let fact = |name: &str, value: String| (format!("raft_{name}"), value);
+        let mut facts = BTreeMap::from([
+            fact("member", self.id.to_string()),
+            fact("term", metrics.current_term.to_string()),
+            fact("leader", number(metrics.current_leader.map(|id| id.0))),
+            fact("log", number(metrics.last_log_index)),
+            fact("applied", number(metrics.last_applied.map(|id| id.index))),
+            fact("snapshot", number(metrics.snapshot.map(|id| id.index))),
+        ]);
+        facts.extend(self.failure().map(|why| fact("failure", why)));
+        facts
     }
 
     /// Stops the member; its store is closed when this returns. Calls afterwards fail.

@@ -196,6 +196,11 @@ impl Cluster {
         self.disks.remove(&id);
     }
 
+    /// A member's disk takes nothing any more.
+    pub(super) fn fail_disk(&mut self, id: MemberId) {
+        self.disks.remove(&id);
+    }
+
     /// Gives a member an empty disk.
     pub(super) fn wipe(&mut self, id: u64) {
         self.stores.insert(MemberId(id), RaftStore::memory());

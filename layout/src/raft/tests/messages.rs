@@ -3,6 +3,7 @@
 use openraft::{CommittedLeaderId, EntryPayload};
 
 use super::super::header::Header;
+use super::super::messages::Request;
 use super::super::records::{
     EntryRecord, LogIdRecord, MetaRecord, VoteRecord, decode, decode_history, encode,
     encode_history,
@@ -88,6 +89,35 @@ fn a_history_survives_its_encoding() {
         .insert(Epoch(6), milonga_protocol::Position(0));
     assert!(decode_history(&encode_history(&history)).is_err());
     assert!(decode_history(b"\x01").unwrap_err().contains("cut"));
+}
+
+#[test]
+fn what_no_member_says_is_refused() {
+    let entry = |index| {
+        EntryRecord::from(Entry {
+            log_id: log_id(index),
+            payload: EntryPayload::Blank,
+        })
+    };
+    let append = |committed, previous: Option<u64>, entries: &[u64]| {
+        let request = Request::Append {
+            vote: VoteRecord {
+                committed,
+                ..VoteRecord::from(Vote::new(3, MemberId(2)))
+            },
+            previous: previous.map(|index| log_id(index).into()),
+            entries: entries.iter().map(|index| entry(*index)).collect(),
+            committed: None,
+        };
+        request.check().is_ok()
+    };
+    assert!(append(true, None, &[0, 1, 2]) && append(true, Some(4), &[5]));
+    assert!(append(true, Some(4), &[]));
+    assert!(!append(false, None, &[0]));
+    assert!(!append(true, None, &[1]) && !append(true, Some(4), &[6]));
+    assert!(!append(true, Some(4), &[5, 5]) && !append(true, Some(u64::MAX), &[0]));
+    let vote = VoteRecord::from(Vote::new_committed(3, MemberId(2)));
+    assert!(Request::Vote { vote, last: None }.check().is_err());
 }
 
 #[test]

@@ -136,6 +136,34 @@ fn who_comes_late_gets_a_snapshot() {
 }
 
 #[test]
+fn a_member_whose_disk_fails_stops_and_says_so() {
+    on_virtual_time(11, async |env| {
+        let mut cluster = Cluster::running(&env, 3).await;
+        cluster.next_epoch().await;
+        let old = cluster.leader().await;
+        assert_eq!(cluster.get(old).failure(), None);
+        cluster.fail_disk(old);
+        let proposed = cluster.get(old).propose(intent(99)).await;
+        assert!(
+            matches!(proposed, Err(ProposeError::Unavailable { .. })),
+            "{proposed:?}"
+        );
+        let failure = cluster.get(old).failure().expect("it has stopped");
+        assert!(failure.contains("the disk is gone"), "{failure}");
+        assert_eq!(cluster.get(old).facts()["raft_failure"], failure);
+        let begun = env.now();
+        assert_ne!(cluster.leader().await, old);
+        assert!(env.now().since(begun) < Duration::from_secs(3));
+        cluster.next_epoch().await;
+        // With a disk again it comes back.
+        cluster.stop(old.0, false).await;
+        cluster.start(old.0).await;
+        let history = cluster.agreed().await;
+        assert_eq!((history.epoch(), history.intent()), (Epoch(2), None));
+    });
+}
+
+#[test]
 fn who_has_lost_its_disk_takes_part_in_nothing() {
     on_virtual_time(9, async |env| {
         let mut cluster = Cluster::running(&env, 3).await;
