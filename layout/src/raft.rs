@@ -14,6 +14,7 @@
 //! randomness and tasks are the environment's (`home.rs`). So members run in one thread on virtual time, and the same
 //! seed gives the same run.
 
+mod answers;
 mod config;
 mod errors;
 mod header;

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use milonga_protocol::SharedEnv;
 use openraft::error::{CheckIsLeaderError, ClientWriteError, InitializeError, RaftError};
-use openraft::raft::{AppendEntriesRequest, InstallSnapshotRequest, VoteRequest};
 use openraft::{AsyncRuntime, Raft, ServerState};
 use tokio::sync::watch;
 
@@ -19,26 +18,21 @@ use super::home::Home;
 use super::leadership::{Leadership, follow};
 use super::log::Log;
 use super::machine::{Applied, Machine};
-use super::messages::{CHANGE_BYTES, RaftRequest, RaftResponse, Request, Response};
+use super::messages::CHANGE_BYTES;
 use super::network::{Connections, RaftCarrier};
 use super::runtime::EnvRuntime;
 use super::store::RaftStore;
 use super::{Member, MemberId, TypeConfig};
 use crate::history::{History, HistoryError, StoreChange};
 
-/// A member with an empty disk may be one that lost it: it could vote twice, or for somebody who lacks what it had
-/// acknowledged. So it takes part only when it was there at the beginning.
-const NO_PAST: &str = "this member's store is empty: either the cluster is being made and it was not initialized yet, \
-    or it has lost its disk and must not come back under its number";
-
 /// A member of the layout. Dropping it stops it at the next await of whatever it does; [`Self::shutdown`] waits for
 /// that. Every call ends within [`RaftConfig::patience`].
 pub struct Replica {
     id: MemberId,
-    members: BTreeMap<MemberId, Member>,
+    pub(super) members: BTreeMap<MemberId, Member>,
     patience: Duration,
     home: Arc<Home>,
-    raft: Raft<TypeConfig>,
+    pub(super) raft: Raft<TypeConfig>,
     applied: watch::Receiver<Applied>,
     leadership: watch::Receiver<Leadership>,
     /// It was there when its cluster was made, so its disk holds all that it ever promised.
@@ -107,69 +101,6 @@ impl Replica {
             Err(why) => why,
         };
         Err(StartError::Failed { id: self.id, why })
-    }
-
-    /// Answers another member. What the answer promises is durable.
-    pub async fn handle(&self, request: RaftRequest) -> RaftResponse {
-        let sender = request.sender();
-        if !self.members.contains_key(&sender) {
-            return RaftResponse::failed(format!("{sender} is not a member of this layout"));
-        }
-        if let Err(why) = request.0.check() {
-            return RaftResponse::failed(why);
-        }
-        match self.has_past().await {
-            Ok(true) => {}
-            Ok(false) => return RaftResponse::failed(NO_PAST),
-            Err(why) => return RaftResponse::failed(why),
-        }
-        let answer = match request.0 {
-            Request::Append {
-                vote,
-                previous,
-                entries,
-                committed,
-            } => {
-                let request = AppendEntriesRequest {
-                    vote: vote.into(),
-                    prev_log_id: previous.map(Into::into),
-                    entries: entries.into_iter().map(Into::into).collect(),
-                    leader_commit: committed.map(Into::into),
-                };
-                let answer = self.call(self.raft.append_entries(request)).await;
-                answer.map(|answer| answer.map(Response::from).map_err(|e| e.to_string()))
-            }
-            Request::Vote { vote, last } => {
-                let request = VoteRequest::new(vote.into(), last.map(Into::into));
-                let answer = self.call(self.raft.vote(request)).await;
-                answer.map(|answer| answer.map(Response::from).map_err(|e| e.to_string()))
-            }
-            Request::Snapshot {
-                vote,
-                meta,
-                offset,
-                data,
-                done,
-            } => {
-                let request = InstallSnapshotRequest {
-                    vote: vote.into(),
-                    meta: meta.into(),
-                    offset,
-                    data,
-                    done,
-                };
-                let answer = self.call(self.raft.install_snapshot(request)).await;
-                answer.map(|answer| match answer {
-                    Ok(taken) => Ok(Ok(taken).into()),
-                    Err(RaftError::APIError(error)) => Ok(Err(error).into()),
-                    Err(error) => Err(error.to_string()),
-                })
-            }
-        };
-        match answer {
-            Ok(Ok(response)) => RaftResponse(response),
-            Ok(Err(why)) | Err(why) => RaftResponse::failed(why),
-        }
     }
 
     /// Proposes a change. The inner result is the history's verdict, the same on every member: when this returns, the
@@ -251,7 +182,7 @@ impl Replica {
     pub fn facts(&self) -> BTreeMap<String, String> {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow();
-        let number = |index: Option<u64>| index.map_or("none".to_owned(), |i| i.to_string());
+        let number = |index: Option<u64>| index.map_or_else(|| "none".into(), |i| i.to_string());
         let fact = |name: &str, value: String| (format!("raft_{name}"), value);
         let mut facts = BTreeMap::from([
             fact("member", self.id.to_string()),
@@ -306,7 +237,8 @@ impl Replica {
         Ok(())
     }
 
-    async fn has_past(&self) -> Result<bool, String> {
+    /// Whether it was ever told of its cluster.
+    pub(super) async fn has_past(&self) -> Result<bool, String> {
         if self.has_past.load(Ordering::Relaxed) {
             return Ok(true);
         }
@@ -317,7 +249,7 @@ impl Replica {
     }
 
     /// Runs a call to openraft where it belongs, for as long as patience lasts.
-    async fn call<F: Future + Send>(&self, call: F) -> Result<F::Output, String> {
+    pub(super) async fn call<F: Future + Send>(&self, call: F) -> Result<F::Output, String> {
         let patience = self.patience;
         let call = async move { EnvRuntime::timeout(patience, call).await };
         let result = self.home.within(call).await;

@@ -1,10 +1,14 @@
 //! Members over a network that delays, cuts and hangs, in one thread on virtual time.
 
 mod cluster;
+mod disks;
 mod messages;
+mod net;
 mod runs;
 mod stores;
+mod storms;
 mod suite;
+mod threads;
 
 use std::collections::BTreeMap;
 use std::future::Future;

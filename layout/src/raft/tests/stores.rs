@@ -4,7 +4,7 @@ use std::path::Path;
 
 use redb::{Database, TableDefinition};
 
-use super::cluster::Nowhere;
+use super::net::Nowhere;
 use super::*;
 
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("milonga_layout_raft");

@@ -7,6 +7,7 @@ use tempfile::TempDir;
 use super::super::home::Home;
 use super::super::log::Log;
 use super::super::machine::Machine;
+use super::disks::DiskThread;
 use super::*;
 
 enum Kind {
@@ -32,24 +33,6 @@ impl StoreBuilder<TypeConfig, Log, Machine, Option<TempDir>> for Kind {
         };
         let machine = Machine::load(&store).await.unwrap();
         Ok((directory, Log(store), machine))
-    }
-}
-
-/// Jobs on a thread that ends with the last handle.
-struct DiskThread(std::sync::mpsc::Sender<RaftJob>);
-
-impl DiskThread {
-    fn new() -> Self {
-        let (sender, jobs) = std::sync::mpsc::channel::<RaftJob>();
-        let serve = move || jobs.into_iter().for_each(|job| job());
-        std::thread::Builder::new().spawn(serve).unwrap();
-        Self(sender)
-    }
-}
-
-impl RaftDisk for DiskThread {
-    fn run(&self, job: RaftJob) {
-        self.0.send(job).unwrap();
     }
 }
 
