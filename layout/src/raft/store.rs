@@ -1,5 +1,6 @@
 //! Where one member keeps what it promised and acknowledged: one redb file, or memory.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,10 +9,11 @@ use redb::Database;
 use redb::backends::InMemoryBackend;
 use tokio::sync::oneshot;
 
-use super::MemberId;
 use super::header::Header;
-use super::records::{RECORD_VERSION, decode_history};
+use super::records::{RECORD_VERSION, decode_history, encode_history};
 use super::tables::{TableError, Tables};
+use super::{LogId, Member, MemberId, Membership, SnapshotMeta, StoredMembership};
+use crate::history::History;
 use crate::store::{StoreError, cannot_open, disk, sync_directory};
 
 /// Version of a raft store's tables and records.
@@ -125,6 +127,30 @@ impl RaftStore {
     #[must_use]
     pub fn on(self, disk: Arc<dyn RaftDisk>) -> Self {
         Self { disk, ..self }
+    }
+
+    /// Takes over the history that a lone layout has kept without raft, durably: `member` will be its only member. `false`:
+    /// the store has a past of its own, and nothing was done. Blocks on the disk.
+    ///
+    /// # Errors
+    /// [`RaftStoreError`]: the store is another member's, or the disk failed.
+    pub fn adopt(
+        &self,
+        id: MemberId,
+        member: Member,
+        history: &History,
+    ) -> Result<bool, RaftStoreError> {
+        self.claim(id)?;
+        // As if it had been there when the cluster was made.
+        let first = LogId::default();
+        let members = Membership::new(vec![[id].into()], BTreeMap::from([(id, member)]));
+        let meta = SnapshotMeta {
+            last_log_id: Some(first),
+            last_membership: StoredMembership::new(Some(first), members),
+            snapshot_id: first.to_string(),
+        };
+        let adopted = self.tables.adopt(&meta, &encode_history(history));
+        adopted.map_err(|error| self.error(error))
     }
 
     /// Makes the store that of `member`, if it is nobody's yet.

@@ -198,6 +198,25 @@ impl Tables {
         })
     }
 
+    /// Begins an unused store with a snapshot; `false` if it is used.
+    pub(super) fn adopt(&self, meta: &SnapshotMeta, bytes: &[u8]) -> Result<bool> {
+        let used = self.vote()?.is_some() || self.ends()?.last.is_some();
+        let (Some(last), false) = (meta.last_log_id, used) else {
+            return Ok(false);
+        };
+        let (snapshot, purged) = (
+            encode(&MetaRecord::from(meta.clone())),
+            encode(&LogIdRecord::from(last)),
+        );
+        self.write(|meta, _| {
+            meta.insert(SNAPSHOT, snapshot.as_slice())?;
+            meta.insert(HISTORY, bytes)?;
+            meta.insert(PURGED, purged.as_slice())?;
+            Ok(())
+        })?;
+        Ok(true)
+    }
+
     /// Whether the records fit together.
     pub(super) fn check(&self) -> Result<()> {
         let damaged = |why: &str| Err(TableError::Damaged(why.to_owned()));

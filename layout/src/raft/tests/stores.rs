@@ -94,6 +94,38 @@ fn a_store_belongs_to_one_member() {
     });
 }
 
+#[test]
+fn a_lone_layout_goes_on_with_raft() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("raft.redb");
+    let mut history = History::default();
+    for epoch in 1..=3 {
+        history.apply(&intent(epoch)).unwrap();
+        let next = commit(&history, epoch - 1);
+        history.apply(&next).unwrap();
+    }
+    let adopt = |history: &History| {
+        let store = RaftStore::open(&path).unwrap();
+        store.adopt(MemberId(1), Member::default(), history)
+    };
+    assert!(adopt(&history).unwrap());
+    for epoch in 4..=15 {
+        on_virtual_time(epoch, async |env| {
+            let replica = start(&path, &env, 1).await.unwrap();
+            assert_eq!(*replica.history(), history);
+            replica.initialize().await.unwrap();
+            let next = commit(&history, epoch);
+            for change in [intent(epoch), next] {
+                assert_eq!(replica.propose(change.clone()).await, Ok(Ok(())));
+                history.apply(&change).unwrap();
+            }
+            replica.shutdown().await;
+        });
+        // What is older is not taken again.
+        assert!(!adopt(&History::default()).unwrap());
+    }
+}
+
 fn tamper(path: &Path, change: impl FnOnce(&redb::WriteTransaction)) {
     let db = Database::open(path).unwrap();
     let write = db.begin_write().unwrap();
