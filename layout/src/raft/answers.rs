@@ -12,7 +12,8 @@ const NO_PAST: &str = "this member's store is empty: either the cluster is being
     or it has lost its disk and must not come back under its number";
 
 impl Replica {
-    /// Answers another member. What the answer promises is durable.
+    /// Answers another member: the host has made sure that [`RaftRequest::sender`] is who sent it. What the answer
+    /// promises is durable.
     pub async fn handle(&self, request: RaftRequest) -> RaftResponse {
         let answer = match self.admit(&request).await {
             Ok(()) => self.answer(request.0).await,
@@ -24,7 +25,7 @@ impl Replica {
     /// Whether to listen at all.
     async fn admit(&self, request: &RaftRequest) -> Result<(), String> {
         let sender = request.sender();
-        if !self.members.contains_key(&sender) {
+        if self.member(sender).is_none() {
             return Err(format!("{sender} is not a member of this layout"));
         }
         request.0.check()?;

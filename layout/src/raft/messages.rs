@@ -120,8 +120,10 @@ impl RaftRequest {
         }
     }
 
-    /// Who says this: the leader or candidate.
-    pub(super) const fn sender(&self) -> MemberId {
+    /// Who says this. Whoever receives it MUST have proof of that: compare the process's certificate with
+    /// [`Replica::member`](super::Replica::member).
+    #[must_use]
+    pub const fn sender(&self) -> MemberId {
         match &self.0 {
             Request::Append { vote, .. }
             | Request::Vote { vote, .. }

@@ -23,9 +23,9 @@ use super::{Member, MemberId, TypeConfig, Vote};
 
 /// Carries requests to other members.
 ///
-/// Contract: a call SHOULD end by its deadline; it is dropped there if it does not, and may be dropped before. A request
-/// MAY be lost, repeated or overtaken. The answer MUST be that of [`Replica::handle`](super::Replica::handle) of the
-/// member it was meant for: one that answers for another would let two leaders be elected.
+/// Contract: a call SHOULD end by its deadline; it is dropped there if it does not, and may be dropped before. A
+/// request MAY be lost, repeated or overtaken. The answer MUST be that of [`Replica::handle`](super::Replica::handle)
+/// of the member it was meant for: one that answers for another would let two leaders be elected.
 pub trait RaftCarrier: Send + Sync + 'static {
     /// Brings `request` to a member and its answer back, or says why not.
     fn call(

@@ -29,7 +29,7 @@ use crate::history::{History, HistoryError, StoreChange};
 /// that. Every call ends within [`RaftConfig::patience`].
 pub struct Replica {
     id: MemberId,
-    pub(super) members: BTreeMap<MemberId, Member>,
+    members: BTreeMap<MemberId, Member>,
     patience: Duration,
     home: Arc<Home>,
     pub(super) raft: Raft<TypeConfig>,
@@ -88,8 +88,8 @@ impl Replica {
     }
 
     /// Makes a new cluster of the members that all were started with, durably. Every member must be told, in any order
-    /// and at any time; nothing happens to one that has a past. Only for a cluster that never was: whoever tells it to a
-    /// member that has lost its disk lets it forget what it promised.
+    /// and at any time; nothing happens to one that has a past. Only for a cluster that never was: whoever tells it to
+    /// a member that has lost its disk lets it forget what it promised.
     ///
     /// # Errors
     /// [`StartError::Failed`]: the store failed, or this member has stopped.
@@ -169,12 +169,25 @@ impl Replica {
         Arc::clone(&self.applied.borrow().history)
     }
 
+    /// A member, as configured.
+    #[must_use]
+    pub fn member(&self, id: MemberId) -> Option<&Member> {
+        self.members.get(&id)
+    }
+
     /// Why this member has stopped; `None` while it runs. A failed store stops it: it must be started anew.
     #[must_use]
     pub fn failure(&self) -> Option<String> {
         let metrics = self.raft.metrics();
-        let state = &metrics.borrow().running_state;
-        state.as_ref().err().map(ToString::to_string)
+        let state = metrics.borrow().running_state.clone();
+        match state {
+            Err(why) => Some(why.to_string()),
+            // Nobody reports any more, and nobody said why.
+            Ok(()) => metrics
+                .has_changed()
+                .err()
+                .map(|_| "its raft has panicked".to_owned()),
+        }
     }
 
     /// Facts for the status.

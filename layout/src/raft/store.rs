@@ -129,8 +129,8 @@ impl RaftStore {
         Self { disk, ..self }
     }
 
-    /// Takes over the history that a lone layout has kept without raft, durably: `member` will be its only member. `false`:
-    /// the store has a past of its own, and nothing was done. Blocks on the disk.
+    /// Takes over the history that a lone layout has kept without raft, durably: `member` will be its only member.
+    /// `false`: the store has a past of its own, and nothing was done. Blocks on the disk.
     ///
     /// # Errors
     /// [`RaftStoreError`]: the store is another member's, or the disk failed.

@@ -25,7 +25,8 @@ fn check(name: &str, bytes: &[u8]) {
     assert!(recorded, "not as recorded: {line}");
 }
 
-/// Records of version 1 stay as they are. The layouts in them follow the protocol: if those change, so must the version.
+/// Records of version 1 stay as they are. The layouts in them follow the protocol: if those change, so must the
+/// version.
 #[test]
 fn records_of_version_1_are_read_and_written_alike() {
     let vote = Vote::new_committed(3, MemberId(2));
