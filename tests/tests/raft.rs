@@ -143,7 +143,7 @@ impl World {
     fn propose(&self, epoch: u64) -> Option<bool> {
         let leader = self.leader();
         let (process, running) = &self.processes[&leader];
-        let replica = lock(&running).clone().expect("runs");
+        let replica = lock(running).clone().expect("runs");
         let verdict = Arc::new(Mutex::new(None));
         let answer = Arc::clone(&verdict);
         let propose = async move {
@@ -176,7 +176,7 @@ fn life(seed: u64, order: Order) -> (Moment, u64) {
     world.start(seed, old.0);
     world.run_for(5_000);
     for (_, running) in world.processes.values() {
-        let replica = lock(&running).clone().expect("runs");
+        let replica = lock(running).clone().expect("runs");
         assert_eq!(replica.history().intent(), Some(Epoch(2)));
     }
     let end = world.executor.now();
