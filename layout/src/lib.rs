@@ -32,6 +32,7 @@ mod opening;
 mod phase;
 mod plan;
 mod planner;
+mod raft;
 mod reconfigure;
 #[cfg(test)]
 mod samples;
@@ -49,4 +50,9 @@ pub use effect::{LayoutEffect, StoreId};
 pub use history::{History, HistoryError, StoreChange};
 pub use milonga_protocol::settle::{SendId, SendOutcome};
 pub use plan::{ClusterPlan, PlanError, SPARE_AFTER};
+pub use raft::{
+    Leadership, MESSAGE_BYTES, Member, MemberId, NotConfirmed, ProposeError, RAFT_STORE_VERSION,
+    RaftCarrier, RaftConfig, RaftDecodeError, RaftDisk, RaftJob, RaftRequest, RaftResponse,
+    RaftStore, RaftStoreError, Replica, StartError,
+};
 pub use store::{LayoutStore, STORE_VERSION, StoreError};

@@ -349,14 +349,14 @@ struct Records {
     opened: Vec<(UnitId, Epoch)>,
 }
 
-fn disk(path: &Path, error: &impl fmt::Display) -> StoreError {
+pub(crate) fn disk(path: &Path, error: &impl fmt::Display) -> StoreError {
     StoreError::Disk {
         path: path.to_path_buf(),
         why: error.to_string(),
     }
 }
 
-fn cannot_open(path: &Path, error: DatabaseError) -> StoreError {
+pub(crate) fn cannot_open(path: &Path, error: DatabaseError) -> StoreError {
     let path = path.to_path_buf();
     match error {
         DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path },
@@ -376,7 +376,7 @@ fn cannot_open(path: &Path, error: DatabaseError) -> StoreError {
 }
 
 /// Makes the entry of a new file durable.
-fn sync_directory(directory: &Path) -> std::io::Result<()> {
+pub(crate) fn sync_directory(directory: &Path) -> std::io::Result<()> {
     let directory = if directory.as_os_str().is_empty() {
         Path::new(".")
     } else {
