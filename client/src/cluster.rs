@@ -13,7 +13,7 @@ use milonga_protocol::messages::{
 };
 use milonga_protocol::{Epoch, Layout, Limits, Position, Published, SharedEnv, Time, UnitIndex};
 use milonga_transport::{Peer, SharedNetwork};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::marks::{ChainKey, SettledMarks};
 use crate::options::ClientOptions;
@@ -93,6 +93,8 @@ pub(crate) struct Cluster {
     network: SharedNetwork,
     layout_servers: Vec<Peer>,
     view: watch::Sender<Arc<View>>,
+    /// Wakes who waits for a newer view, in the order in which they came. (A watch wakes them in an order of its own.)
+    changed: Notify,
     reported: Mutex<Option<(Epoch, Time)>>,
     closed: AtomicBool,
 }
@@ -182,6 +184,7 @@ impl Cluster {
             network,
             layout_servers,
             view: watch::Sender::new(Arc::new(View::new(published))),
+            changed: Notify::new(),
             reported: Mutex::new(None),
             closed: AtomicBool::new(false),
         })
@@ -215,17 +218,26 @@ impl Cluster {
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
         self.view.send_modify(|_| {});
+        self.changed.notify_waiters();
     }
 
     /// Waits until a layout newer than `epoch` is known, at most until `until`: whether there is one.
     /// Returns early when the client is closed.
     pub(crate) async fn newer_than(&self, epoch: Epoch, until: Time) -> bool {
-        let mut views = self.view.subscribe();
-        let newer = views.wait_for(|view| view.epoch() > epoch || self.is_closed());
-        tokio::select! {
-            biased;
-            view = newer => view.is_ok_and(|view| view.epoch() > epoch),
-            () = self.env.sleep_until(until) => false,
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // From here on no change is missed.
+            changed.as_mut().enable();
+            let newer = self.view.borrow().epoch() > epoch;
+            if newer || self.is_closed() {
+                return newer;
+            }
+            tokio::select! {
+                biased;
+                () = changed => {}
+                () = self.env.sleep_until(until) => return false,
+            }
         }
     }
 
@@ -294,6 +306,7 @@ impl Cluster {
             }
             newer
         });
+        self.changed.notify_waiters();
     }
 
     /// Sends an encoded request to a unit.
