@@ -1,7 +1,7 @@
 //! The command `world`: draws seeds, runs them on all cores, and says what did not hold.
 
 mod plants;
-mod say;
+pub(crate) mod say;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;

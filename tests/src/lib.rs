@@ -2,6 +2,7 @@
 
 pub mod command;
 mod rig;
+pub mod torture;
 pub mod world;
 
 pub use rig::Rig;

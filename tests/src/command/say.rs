@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::io::{self, ErrorKind, Write as _};
 
 /// A line on standard output. One that nobody reads, or that there is no room for, ends the process.
-pub(super) fn print(line: impl Display) {
+pub(crate) fn print(line: impl Display) {
     match writeln!(io::stdout(), "{line}") {
         Ok(()) => {}
         // As if SIGPIPE had ended it.
@@ -17,7 +17,7 @@ pub(super) fn print(line: impl Display) {
 }
 
 /// A line on standard error.
-pub(super) fn note(line: impl Display) {
+pub(crate) fn note(line: impl Display) {
     // There is nowhere else to say that this failed.
     let _ = writeln!(io::stderr(), "{line}");
 }

@@ -33,7 +33,7 @@ use std::sync::{Arc, OnceLock};
 use crate::world::history::{Book, History};
 use crate::world::workload::{Invariant, Violation, WorldView};
 
-pub use decode::{Record, Touched, Update, encode};
+pub use decode::{Record, Touched, Update, decode, encode};
 pub use model::{At, Model};
 pub use replay::Reference;
 pub use state::World;

@@ -82,7 +82,7 @@ impl Touched {
 
 /// The records of a payload; `None`: it is none.
 #[must_use]
-pub(super) fn decode(payload: &[u8]) -> Option<Vec<Record>> {
+pub fn decode(payload: &[u8]) -> Option<Vec<Record>> {
     let [b'O', 1, rest @ ..] = payload else {
         return None;
     };
