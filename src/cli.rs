@@ -64,12 +64,12 @@ enum Command {
     Dev(serve::Dev),
     /// Run one server process.
     Serve(serve::Serve),
-    /// Write configurations and certificates of a small cluster on loopback, one process for each server.
+    /// Write configurations and certificates of a cluster on loopback, one process for each server.
     Init(serve::Init),
     /// Make a certificate authority, and certificates for servers and clients.
     Certs(certs::Certs),
-    /// Show who serves what.
-    Status,
+    /// Show who serves what, how redundant it is, and what is being done about it.
+    Status(status::StatusCommand),
     /// The log itself: append, read, tail, follow, fill, trim.
     #[command(subcommand)]
     Log(log::LogCommand),
@@ -197,7 +197,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Init(init) => init.run(json),
         Command::Serve(serve) => serve.run(target.config()).await,
         Command::Certs(certs) => certs.run(json),
-        Command::Status => status::run(&target, json).await,
+        Command::Status(status) => status.run(&target, json).await,
         Command::Unit(command) => command.run(json),
         Command::Log(log::LogCommand::Follow(follow)) => {
             // It ends no other way.

@@ -1,22 +1,42 @@
 //! `milonga status`: who serves what, at a glance. Asks the servers themselves, so it works while the log does not.
 
+mod redundancy;
+mod text;
+
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use clap::Args;
 use milonga_protocol::messages::{LayoutRequest, LayoutResponse, Request, Response, ServerStatus};
 use milonga_protocol::{Epoch, Layout, Published, ServerName, SharedEnv, UnitIndex};
 use milonga_transport::{Peer, SharedNetwork, TokioEnv};
 use serde::Serialize;
+use tokio::task::JoinSet;
 
 use super::output::{self, Failure};
 use super::{Access, Place, Target};
 use crate::ClientConfig;
+use redundancy::{Out, Redundancy};
 
+/// For the layout, without which there is little to show.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// For what a server says of itself.
+const PATIENCE_FOR_ONE: Duration = Duration::from_millis(1_500);
+
+/// What the layout says of itself when all of it is open to clients, whatever it does besides.
+const PUBLISHED: &str = "published";
+
+/// Shows the cluster's state, and one line for each server. Ends with 0 if every member of the layout serves, also with
+/// reduced redundancy.
+#[derive(Debug, Args)]
+pub(super) struct StatusCommand {
+    /// Also show what each role of each server says of itself.
+    #[arg(long, short)]
+    verbose: bool,
+}
 
 #[derive(Debug, Serialize)]
 struct Status {
@@ -26,8 +46,13 @@ struct Status {
     chains: Vec<Vec<String>>,
     sequencer: Option<String>,
     servers: Vec<Server>,
-    /// What is waited for, if there is no layout.
+    /// What is waited for, if there is no layout or it cannot be served.
     waiting: Option<String>,
+    redundancy: Option<Redundancy>,
+    /// What is being copied to whom, and how far that is.
+    copying: Option<String>,
+    /// Units that are not allowed to take part, or cannot.
+    out: Vec<Out>,
 }
 
 #[derive(Debug, Serialize)]
@@ -37,19 +62,41 @@ struct Server {
     up: bool,
     problem: Option<String>,
     roles: BTreeMap<String, BTreeMap<String, String>>,
+    #[serde(skip)]
+    part: Part,
 }
 
-pub(super) async fn run(target: &Target, json: bool) -> Result<(), Failure> {
-    let file = match target.place()? {
-        Place::Dir(dir) => return embedded(&dir, json).await,
-        Place::Config(file) => file,
-    };
-    let config = ClientConfig::read(file)?;
+/// What a server is in the layout.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Part {
+    /// Of an active chain, from 1.
+    chain: Option<usize>,
+    is_joining: bool,
+    is_sequencer: bool,
+    /// The layout needs it.
+    is_member: bool,
+    /// It has been in some layout as a unit.
+    is_unit: bool,
+}
+
+impl StatusCommand {
+    pub(super) async fn run(self, target: &Target, json: bool) -> Result<(), Failure> {
+        let status = match target.place()? {
+            Place::Dir(dir) => embedded(&dir).await?,
+            Place::Config(file) => cluster(&ClientConfig::read(file)?).await?,
+        };
+        output::result(json, &status, |status| status.text(self.verbose))?;
+        status.verdict()
+    }
+}
+
+async fn cluster(config: &ClientConfig) -> Result<Status, Failure> {
     let env: SharedEnv = TokioEnv::try_new()?;
-    let network = crate::milonga::network(&config, &env)?;
+    let network = crate::milonga::network(config, &env)?;
     let asker = Asker { env, network };
     let mut waiting = None;
     let mut published = None;
+    let mut silent = Vec::new();
     for server in config.peers() {
         match asker.layout(&server).await {
             Ok(LayoutResponse::Layout(found)) => {
@@ -58,60 +105,63 @@ pub(super) async fn run(target: &Target, json: bool) -> Result<(), Failure> {
             }
             Ok(LayoutResponse::Waiting { why }) => waiting = Some(why),
             Ok(LayoutResponse::Heard) => {}
-            Err(why) => waiting = Some(why),
+            Err(why) => {
+                silent.push(Server::silent(&server.name, &server.address, &why));
+                waiting = Some(why);
+            }
         }
     }
-    let mut peers: BTreeMap<ServerName, Arc<str>> = config
-        .peers()
-        .into_iter()
-        .map(|peer| (peer.name, peer.address))
-        .collect();
+    let peers = config.peers().into_iter();
+    let mut peers: BTreeMap<ServerName, Arc<str>> =
+        peers.map(|peer| (peer.name, peer.address)).collect();
     if let Some(published) = &published {
         let known = published.addresses.iter();
         peers.extend(known.map(|(name, address)| (name.clone(), Arc::from(address.as_str()))));
+        let mut unknown = members(&published.layout);
+        unknown.retain(|name| !peers.contains_key(name));
+        let why = "has said nothing since the layout server was started";
+        silent.extend(unknown.iter().map(|name| Server::silent(name, "-", why)));
     }
-    let mut servers = Vec::new();
+    peers.retain(|name, _| silent.iter().all(|server| server.name != name.as_str()));
+    let mut asked = JoinSet::new();
     for (name, address) in peers {
-        servers.push(asker.server(Peer { name, address }).await);
+        let asker = asker.clone();
+        asked.spawn(async move { asker.server(Peer { name, address }).await });
     }
-    if let Some(published) = &published {
-        for server in &mut servers {
-            server.compare(&published.layout);
-        }
-    }
-    let status = Status::of(published.as_ref(), servers, waiting);
-    output::result(json, &status, Status::text)?;
-    let troubled = status
-        .servers
-        .iter()
-        .filter(|server| server.problem.is_some());
-    let troubled: Vec<_> = troubled.map(|server| server.name.as_str()).collect();
-    match (&status.waiting, troubled.is_empty()) {
-        (None, true) => Ok(()),
-        (Some(_), true) => Err(Failure::failed("there is no layout; see above")),
-        (_, false) => Err(Failure::failed(format!(
-            "not serving: {}; see above",
-            troubled.join(", ")
-        ))),
-    }
+    let mut servers = asked.join_all().await;
+    servers.extend(silent);
+    Ok(Status::of(published.as_ref(), servers, waiting))
+}
+
+/// Whom the layout needs.
+fn members(layout: &Layout) -> Vec<ServerName> {
+    let units = layout.members().into_iter();
+    let units = units.map(|unit| layout.unit(unit).name.clone());
+    units.chain([layout.sequencer.name.clone()]).collect()
 }
 
 /// An embedded log has no servers to ask from outside: open it and show what it opened.
-async fn embedded(dir: &Path, json: bool) -> Result<(), Failure> {
+async fn embedded(dir: &Path) -> Result<Status, Failure> {
     let milonga = super::open_directory(dir, Access::Existing).await?;
     let status = Status::of(Some(&milonga.client().layout()), Vec::new(), None);
     milonga.close().await?;
-    output::result(json, &status, Status::text)
+    Ok(status)
 }
 
+#[derive(Clone)]
 struct Asker {
     env: SharedEnv,
     network: SharedNetwork,
 }
 
 impl Asker {
-    async fn ask(&self, peer: &Peer, request: Request) -> Result<Response, String> {
-        let deadline = self.env.now().after(PATIENCE);
+    async fn ask(
+        &self,
+        peer: &Peer,
+        request: Request,
+        patience: Duration,
+    ) -> Result<Response, String> {
+        let deadline = self.env.now().after(patience);
         let message = request.into_message(Bytes::new());
         let answer = self
             .network
@@ -126,7 +176,7 @@ impl Asker {
             known: Epoch::NONE,
             wait_ms: 0,
         };
-        match self.ask(peer, Request::Layout(get)).await? {
+        match self.ask(peer, Request::Layout(get), PATIENCE).await? {
             Response::Layout(answer) => Ok(answer),
             Response::Refused(refusal) => Err(refusal.to_string()),
             other => Err(format!("unexpected answer {other:?}")),
@@ -134,7 +184,7 @@ impl Asker {
     }
 
     async fn server(&self, peer: Peer) -> Server {
-        let answer = match self.ask(&peer, Request::Status).await {
+        let answer = match self.ask(&peer, Request::Status, PATIENCE_FOR_ONE).await {
             Ok(Response::Status(status)) => Ok(status),
             Ok(Response::Refused(refusal)) => Err(refusal.to_string()),
             Ok(other) => Err(format!("unexpected answer {other:?}")),
@@ -150,79 +200,115 @@ impl Asker {
             up: problem.is_none(),
             problem,
             roles,
+            part: Part::default(),
         }
     }
 }
 
 impl Server {
-    /// Whether it serves what the layout says it does.
+    /// One that need not be asked.
+    fn silent(name: &ServerName, address: &str, why: &str) -> Self {
+        Self {
+            name: name.to_string(),
+            address: address.to_owned(),
+            up: false,
+            problem: Some(why.to_owned()),
+            roles: BTreeMap::new(),
+            part: Part::default(),
+        }
+    }
+
+    fn fact(&self, role: &str, fact: &str) -> Option<&str> {
+        self.roles.get(role)?.get(fact).map(String::as_str)
+    }
+
+    /// Finds its part in the layout, and whether it plays it.
     fn compare(&mut self, layout: &Layout) {
-        let fact = |role: &str, fact: &str| self.roles.get(role)?.get(fact).cloned();
+        let unit = (0..).map(UnitIndex).zip(&layout.units);
+        let unit = unit.filter(|(_, unit)| unit.name.as_str() == self.name);
+        let units: Vec<_> = unit.map(|(index, _)| index).collect();
+        let active = layout.segments.last().map_or(&[][..], |s| &s.chains);
+        let has = |chain: &Vec<UnitIndex>| units.iter().any(|unit| chain.contains(unit));
+        let mut joining = layout.segments.iter().flat_map(|s| &s.joining);
+        let members = layout.members();
+        let is_unit_at_work = units.iter().any(|unit| members.contains(unit));
+        self.part = Part {
+            chain: active.iter().position(has).map(|chain| chain + 1),
+            is_joining: joining.any(|joining| units.contains(&joining.unit)),
+            is_sequencer: layout.sequencer.name.as_str() == self.name,
+            is_unit: !units.is_empty(),
+            is_member: is_unit_at_work || layout.sequencer.name.as_str() == self.name,
+        };
         let epoch = layout.epoch.to_string();
-        let serves = |serving: Option<String>| serving.is_some_and(|serving| serving == epoch);
-        let is_unit = layout
-            .units
-            .iter()
-            .any(|unit| unit.name.as_str() == self.name);
-        let is_sequencer = layout.sequencer.name.as_str() == self.name;
-        let fits = (!is_unit || serves(fact("unit", "epoch_serving")))
-            && (!is_sequencer || serves(fact("sequencer", "epoch")));
+        let serves = |role, fact| self.fact(role, fact) == Some(&epoch);
+        let fits = (!is_unit_at_work || serves("unit", "epoch_serving"))
+            && (!self.part.is_sequencer || serves("sequencer", "epoch"));
         if self.up && !fits {
             self.problem = Some(format!("does not serve epoch {epoch} yet"));
+        }
+        if is_unit_at_work && let Some(why) = self.fact("unit", "poison") {
+            self.problem = Some(format!("its disk failed: {why}"));
         }
     }
 }
 
 impl Status {
-    fn of(published: Option<&Published>, servers: Vec<Server>, waiting: Option<String>) -> Self {
+    fn of(
+        published: Option<&Published>,
+        mut servers: Vec<Server>,
+        waiting: Option<String>,
+    ) -> Self {
         let layout = published.map(|p| &p.layout);
+        if let Some(layout) = layout {
+            for server in &mut servers {
+                server.compare(layout);
+            }
+        }
+        servers.sort_by_cached_key(|server| (server.rank(), server.name.clone()));
+        let fact = |fact: &str| {
+            let said = servers.iter().filter_map(|s| s.fact("layout", fact));
+            said.map(str::to_owned).next()
+        };
+        let waiting = match layout {
+            Some(_) => fact("state").filter(|state| !state.starts_with(PUBLISHED)),
+            None => waiting.or_else(|| Some("nobody answers".to_owned())),
+        };
         Self {
             cluster: layout.map(|l| l.cluster.to_string()),
             epoch: layout.map(|l| l.epoch.0),
             start: layout.map(|l| l.start.0),
             chains: layout.map(chains).unwrap_or_default(),
             sequencer: layout.map(|l| l.sequencer.name.to_string()),
+            waiting,
+            redundancy: layout.map(Redundancy::of),
+            copying: layout.and_then(|layout| redundancy::copying(layout, fact("copying"))),
+            out: layout.map_or_else(Vec::new, |layout| {
+                redundancy::out(layout, fact("out").as_deref())
+            }),
             servers,
-            waiting: if layout.is_some() { None } else { waiting },
         }
     }
 
-    fn text(&self) -> String {
-        let mut text = String::new();
-        match (&self.cluster, self.epoch, self.start) {
-            (Some(cluster), Some(epoch), Some(start)) => {
-                let _ = writeln!(
-                    text,
-                    "cluster {cluster}\nepoch {epoch}, opened at position {start}"
-                );
-            }
-            _ => {
-                let why = self.waiting.as_deref().unwrap_or("nobody answers");
-                let _ = writeln!(text, "no layout: {why}");
-            }
+    /// Fails unless every member serves and nothing is waited for. Who is no member may be gone.
+    fn verdict(&self) -> Result<(), Failure> {
+        let troubled = self.servers.iter().filter(|server| server.is_troubled());
+        let troubled: Vec<_> = troubled.map(|server| server.name.as_str()).collect();
+        match (self.epoch, &self.waiting, troubled.as_slice()) {
+            (Some(_), None, []) => Ok(()),
+            (None, ..) => Err(Failure::failed("there is no layout; see above")),
+            (_, Some(_), []) => Err(Failure::failed("something is waited for; see above")),
+            (_, _, troubled) => Err(Failure::failed(format!(
+                "not serving: {}; see above",
+                troubled.join(", ")
+            ))),
         }
-        for (number, chain) in self.chains.iter().enumerate() {
-            let _ = writeln!(text, "chain {}: {}", number + 1, chain.join(" -> "));
-        }
-        if let Some(sequencer) = &self.sequencer {
-            let _ = writeln!(text, "sequencer: {sequencer}");
-        }
-        for server in &self.servers {
-            let state = match (&server.problem, server.up) {
-                (None, _) => "up".to_owned(),
-                (Some(problem), true) => format!("up, but it {problem}"),
-                (Some(problem), false) => format!("DOWN: {problem}"),
-            };
-            let _ = writeln!(text, "\n{} ({}) {state}", server.name, server.address);
-            for (role, facts) in &server.roles {
-                let facts: Vec<_> = facts
-                    .iter()
-                    .map(|(name, value)| format!("{name} {value}"))
-                    .collect();
-                let _ = writeln!(text, "  {role}: {}", facts.join(", "));
-            }
-        }
-        text
+    }
+}
+
+impl Server {
+    /// Whether it does not do what the layout needs it for.
+    const fn is_troubled(&self) -> bool {
+        self.part.is_member && self.problem.is_some()
     }
 }
 
