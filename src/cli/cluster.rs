@@ -1,4 +1,4 @@
-//! The small cluster that `milonga dev` and the examples start: its names, configurations and certificates.
+//! The clusters that `milonga init`, `milonga dev` and the examples make: names, configurations and certificates.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,9 @@ use milonga_transport::{Role, certs};
 use super::output::Failure;
 use crate::ClientConfig;
 
-/// The process that holds the layout and the sequencer.
+/// The process that holds the layout and nothing else.
+const LAYOUT: &str = "layout-1";
+/// The first sequencer; in a small cluster it holds the layout, too.
 const SEQUENCER: &str = "sequencer-1";
 /// Who the clients are.
 const CLIENT: &str = "client";
@@ -28,18 +30,108 @@ pub(super) struct ClusterFiles {
     pub(super) lock: DirectoryLock,
 }
 
-/// Names of the units: chain 1 is `unit-1a`, `unit-1b`, …
-pub(super) fn chains(chains: usize, replicas: usize) -> Vec<Vec<String>> {
-    let replica = |chain, letter: u8| format!("unit-{chain}{}", char::from(b'a' + letter));
-    let letters = 0..u8::try_from(replicas.min(26)).unwrap_or(26);
-    (1..=chains)
-        .map(|chain| {
-            letters
-                .clone()
-                .map(|letter| replica(chain, letter))
-                .collect()
-        })
-        .collect()
+/// Which processes a cluster has, by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    /// Who holds the layout: [`LAYOUT`] or [`SEQUENCER`].
+    layout: String,
+    /// The sequencer, then those that can take its place.
+    sequencers: Vec<String>,
+    /// The units of each chain: chain 1 is `unit-1a`, `unit-1b`, …
+    chains: Vec<Vec<String>>,
+    /// Units in no chain.
+    spare_units: Vec<String>,
+    /// Whether somebody asked for so many spares: then a cluster that has others is not what was asked for.
+    spares_matter: bool,
+}
+
+impl Shape {
+    /// One process holds layout and sequencer, and there are no spares.
+    pub(super) fn small(chains: usize, replicas: usize) -> Self {
+        let replica = |chain, letter: u8| format!("unit-{chain}{}", char::from(b'a' + letter));
+        let letters = 0..u8::try_from(replicas.min(26)).unwrap_or(26);
+        let chain = |chain| letters.clone().map(move |letter| replica(chain, letter));
+        Self {
+            layout: SEQUENCER.to_owned(),
+            sequencers: vec![SEQUENCER.to_owned()],
+            chains: (1..=chains).map(|number| chain(number).collect()).collect(),
+            spare_units: Vec::new(),
+            spares_matter: false,
+        }
+    }
+
+    /// The layout is a process of its own, and there are spare sequencers and spare units: as many as asked for, else one
+    /// of each.
+    pub(super) fn with_spares(chains: usize, replicas: usize, spares: Option<usize>) -> Self {
+        let count = spares.unwrap_or(1);
+        let more = (2..2 + count).map(|number| format!("sequencer-{number}"));
+        Self {
+            layout: LAYOUT.to_owned(),
+            sequencers: std::iter::once(SEQUENCER.to_owned()).chain(more).collect(),
+            spare_units: (chains + 1..=chains + count)
+                .map(|number| format!("unit-{number}"))
+                .collect(),
+            spares_matter: spares.is_some(),
+            ..Self::small(chains, replicas)
+        }
+    }
+
+    /// What lies in the folder, with the file that says so.
+    fn found(dir: &Path) -> Result<Option<(Self, PathBuf)>, Failure> {
+        for owner in [LAYOUT, SEQUENCER] {
+            let file = dir.join(format!("{owner}.toml"));
+            if !file.exists() {
+                continue;
+            }
+            if let Some(layout) = ProcessConfig::read(&file)?.layout {
+                let first = std::iter::once(layout.sequencer);
+                let shape = Self {
+                    layout: owner.to_owned(),
+                    sequencers: first.chain(layout.spare_sequencers).collect(),
+                    chains: layout.chains,
+                    spare_units: layout.spare_units,
+                    spares_matter: false,
+                };
+                return Ok(Some((shape, file)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// All processes, the one that holds the layout first.
+    fn names(&self) -> Vec<&str> {
+        let mut names = vec![self.layout.as_str()];
+        let others = self.sequencers.iter().filter(|name| **name != self.layout);
+        let units = self.chains.iter().flatten().chain(&self.spare_units);
+        names.extend(others.chain(units).map(String::as_str));
+        names
+    }
+
+    /// Whether this is a cluster of the chains of `wanted`, and of its spares if those matter.
+    fn is(&self, wanted: &Self) -> bool {
+        let spares = |shape: &Self| (shape.sequencers.len(), shape.spare_units.clone());
+        self.chains == wanted.chains && (!wanted.spares_matter || spares(self) == spares(wanted))
+    }
+
+    /// In words.
+    fn list(&self) -> String {
+        let chains: Vec<_> = self.chains.iter().map(|chain| chain.join(", ")).collect();
+        let chains = format!("[{}]", chains.join("], ["));
+        let spares = self.sequencers.iter().skip(1).chain(&self.spare_units);
+        let spares: Vec<_> = spares.map(String::as_str).collect();
+        match spares.as_slice() {
+            [] => format!("the chains {chains} and no spares"),
+            spares => format!("the chains {chains} and the spares {}", spares.join(", ")),
+        }
+    }
+
+    fn layout_settings(&self) -> LayoutSettings {
+        let (first, spares) = self.sequencers.split_at(1);
+        let mut settings = LayoutSettings::new(self.chains.clone(), &first[0]);
+        settings.spare_sequencers = spares.to_vec();
+        settings.spare_units.clone_from(&self.spare_units);
+        settings
+    }
 }
 
 /// What becomes of configurations that are there already.
@@ -53,12 +145,12 @@ pub(super) enum Existing {
     Replace,
 }
 
-/// Makes sure that everything a cluster of these chains needs lies below `dir`, on loopback: on free ports, or on `port`
-/// and those behind it. Certificates that are there are kept. Nothing is written before it is sure that nobody uses the
-/// folder and that what is there fits.
+/// Makes sure that everything a cluster of this shape needs lies below `dir`, on loopback: on free ports, or on `port`
+/// and those behind it. Certificates that are there are kept, and so is the shape of a cluster that is there: it must
+/// have the same chains. Nothing is written before it is sure that nobody uses the folder and that what is there fits.
 pub(super) fn prepare(
     dir: &Path,
-    chains: &[Vec<String>],
+    shape: &Shape,
     port: Option<u16>,
     existing: Existing,
 ) -> Result<ClusterFiles, Failure> {
@@ -70,9 +162,8 @@ pub(super) fn prepare(
     }
     let lock = DirectoryLock::take(dir)?;
     let dir = dir.canonicalize()?;
-    check_shape(&dir, chains, existing)?;
-    let names = std::iter::once(SEQUENCER).chain(chains.iter().flatten().map(String::as_str));
-    let names: Vec<_> = names.collect();
+    let shape = &decide(&dir, shape, existing)?;
+    let names = shape.names();
     let file = |name: &str| dir.join(format!("{name}.toml"));
     let files: Vec<_> = names
         .iter()
@@ -98,8 +189,8 @@ pub(super) fn prepare(
         Some(kept) if kept.iter().all(can_listen) => kept,
         kept => {
             let ports = ports(names.len(), port)?;
-            let kept = kept.unwrap_or_else(|| fresh(&dir, &names, chains));
-            write(&dir, kept, &ports)?
+            let kept = kept.unwrap_or_else(|| fresh(&dir, shape));
+            write(&dir, shape, kept, &ports)?
         }
     };
     Ok(ClusterFiles {
@@ -110,51 +201,49 @@ pub(super) fn prepare(
     })
 }
 
-/// What is there must be of these chains, unless it may be replaced because it has no history.
-fn check_shape(dir: &Path, chains: &[Vec<String>], existing: Existing) -> Result<(), Failure> {
-    let file = dir.join(format!("{SEQUENCER}.toml"));
-    let has_history = EmbeddedNode::exists(&dir.join(SEQUENCER));
-    if !file.exists() || (existing == Existing::Replace && !has_history) {
-        return Ok(());
-    }
-    let there = ProcessConfig::read(&file)?.layout;
-    let there = there.map(|layout| layout.chains).unwrap_or_default();
-    if there == chains {
-        return Ok(());
-    }
-    let list = |chains: &[Vec<String>]| {
-        let chains: Vec<_> = chains.iter().map(|chain| chain.join(", ")).collect();
-        format!("[{}]", chains.join("], ["))
+/// The shape of the cluster that is there, which must be as wanted, unless it may be replaced because it has no history.
+fn decide(dir: &Path, wanted: &Shape, existing: Existing) -> Result<Shape, Failure> {
+    let Some((there, file)) = Shape::found(dir)? else {
+        return Ok(wanted.clone());
     };
+    let has_history = EmbeddedNode::exists(&dir.join(&there.layout));
+    if existing == Existing::Replace && !has_history {
+        return Ok(wanted.clone());
+    }
+    if there.is(wanted) {
+        return Ok(there);
+    }
     Err(Failure::failed(format!(
-        "{} describes a cluster of the chains {}, not {}; ask for those, or name another folder",
+        "{} describes a cluster of {}, not of {}; ask for those, or name another folder",
         file.display(),
-        list(&there),
-        list(chains)
+        there.list(),
+        wanted.list()
     )))
 }
 
 /// Configurations that are not written yet, without ports.
-fn fresh(dir: &Path, names: &[&str], chains: &[Vec<String>]) -> Vec<ProcessConfig> {
+fn fresh(dir: &Path, shape: &Shape) -> Vec<ProcessConfig> {
     let certs = dir.join("certs");
-    let one = |name: &&str| {
-        let tls = TlsPaths::of(&certs, name);
-        let mut config = ProcessConfig::new(name, loopback(0), tls);
+    let one = |name: &str| {
+        let mut config = ProcessConfig::new(name, loopback(0), TlsPaths::of(&certs, name));
         config.data = Some(dir.join(name));
-        if *name == SEQUENCER {
+        if name == shape.layout {
+            config.layout = Some(shape.layout_settings());
+        }
+        if shape.sequencers.iter().any(|sequencer| sequencer == name) {
             config.sequencer = Some(SequencerSettings::default());
-            config.layout = Some(LayoutSettings::new(chains.to_vec(), SEQUENCER));
-        } else {
+        } else if name != shape.layout {
             config.unit = Some(UnitSettings::default());
         }
         config
     };
-    names.iter().map(one).collect()
+    shape.names().into_iter().map(one).collect()
 }
 
-/// Writes the configurations with these ports, one for each server, the sequencer's first. None of the servers may run.
+/// Writes the configurations with these ports, one for each server, that of the layout first. None of the servers may run.
 fn write(
     dir: &Path,
+    shape: &Shape,
     mut servers: Vec<ProcessConfig>,
     ports: &[u16],
 ) -> Result<Vec<ProcessConfig>, Failure> {
@@ -179,11 +268,11 @@ fn write(
         let name = config.name.as_str();
         leaf(name, Role::Server)?;
         config.listen = loopback(*port);
-        config.layout_servers = vec![ServerAddress::new(SEQUENCER, &layout_at)];
+        config.layout_servers = vec![ServerAddress::new(&shape.layout, &layout_at)];
         std::fs::write(dir.join(format!("{name}.toml")), config.to_toml())?;
     }
     leaf(CLIENT, Role::Client)?;
-    let client = ClientConfig::new(&certs_dir, CLIENT, [(SEQUENCER, layout_at.as_str())]);
+    let client = ClientConfig::new(&certs_dir, CLIENT, [(&*shape.layout, layout_at.as_str())]);
     std::fs::write(
         dir.join(format!("{CLIENT}.toml")),
         toml::to_string(&client)?,

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use milonga_node::DirectoryLock;
 
-use super::cluster::{self, Existing};
+use super::cluster::{self, Existing, Shape};
 use super::output::Failure;
 
 /// Servers as child processes of this one. They end when it ends, however it ends.
@@ -39,7 +39,7 @@ impl From<Failure> for LocalClusterError {
 
 impl LocalCluster {
     /// Writes certificates and configurations below `dir` (what is there is kept) and starts all servers:
-    /// `sequencer-1`, and `unit-1a`, `unit-1b`, … for `chains` chains of `replicas` units.
+    /// `sequencer-1`, which holds the layout, too, and `unit-1a`, `unit-1b`, … for `chains` chains of `replicas` units.
     ///
     /// Returns when all listen; a client waits for the layout by itself.
     ///
@@ -52,8 +52,8 @@ impl LocalCluster {
         program: &Path,
         arguments: &[&str],
     ) -> Result<Self, LocalClusterError> {
-        let chains = cluster::chains(chains, replicas);
-        let files = cluster::prepare(dir, &chains, None, Existing::Keep)?;
+        let shape = Shape::small(chains, replicas);
+        let files = cluster::prepare(dir, &shape, None, Existing::Keep)?;
         let mut local = Self {
             dir: dir.to_owned(),
             program: program.to_owned(),
@@ -79,7 +79,7 @@ impl LocalCluster {
         &self.config
     }
 
-    /// Names of all servers, `sequencer-1` first.
+    /// Names of all servers, first the one that holds the layout.
     #[must_use]
     pub fn names(&self) -> &[String] {
         &self.names

@@ -10,7 +10,7 @@ use milonga_transport::TokioEnv;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::cluster::{self, Existing};
+use super::cluster::{self, Existing, Shape};
 use super::output::{self, Failure};
 use crate::{ClientConfig, Milonga};
 
@@ -112,8 +112,8 @@ impl Dev {
 }
 
 async fn run_in(dir: &Path, chains: usize, replicas: usize, json: bool) -> Result<(), Failure> {
-    let chains = cluster::chains(chains, replicas);
-    let files = cluster::prepare(dir, &chains, None, Existing::Keep)?;
+    let shape = Shape::small(chains, replicas);
+    let files = cluster::prepare(dir, &shape, None, Existing::Keep)?;
     let _lock = files.lock;
     let env: SharedEnv = TokioEnv::try_new()?;
     let mut nodes = Vec::new();
@@ -161,7 +161,10 @@ pub(super) struct Init {
     /// Replicas of each chain.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=8))]
     replicas: u8,
-    /// Port of sequencer-1; the units take the ports behind it. 0: free ones.
+    /// Spare units, and as many spare sequencers [default: 1, or what is there].
+    #[arg(long, value_parser = clap::value_parser!(u8).range(0..=8))]
+    spares: Option<u8>,
+    /// Port of layout-1; the others take the ports behind it. 0: free ones.
     #[arg(long, default_value_t = 7400)]
     port: u16,
     /// Overwrite configurations that are there, but for those of a cluster of other chains that has data.
@@ -174,14 +177,15 @@ pub(super) struct Init {
 
 impl Init {
     pub(super) fn run(self, json: bool) -> Result<(), Failure> {
-        let chains = cluster::chains(usize::from(self.chains), usize::from(self.replicas));
+        let (chains, replicas) = (usize::from(self.chains), usize::from(self.replicas));
+        let shape = Shape::with_spares(chains, replicas, self.spares.map(usize::from));
         let existing = match (self.force, self.keep) {
             (true, _) => Existing::Replace,
             (false, true) => Existing::Keep,
             (false, false) => Existing::Refuse,
         };
         let port = (self.port != 0).then_some(self.port);
-        let files = cluster::prepare(&self.out, &chains, port, existing)?;
+        let files = cluster::prepare(&self.out, &shape, port, existing)?;
         let addresses = files
             .servers
             .iter()

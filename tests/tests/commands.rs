@@ -154,7 +154,7 @@ fn files_are_overwritten_only_if_that_is_asked_for() {
     fails(
         &["init", "--out", &dir],
         1,
-        "sequencer-1.toml is there already",
+        "layout-1.toml is there already",
     );
     works(&["init", "--out", &dir, "--keep"]);
     assert_eq!(configurations(&dir), before);
@@ -162,6 +162,11 @@ fn files_are_overwritten_only_if_that_is_asked_for() {
         &["init", "--out", &dir, "--keep", "--chains", "3"],
         1,
         "of the chains",
+    );
+    fails(
+        &["init", "--out", &dir, "--keep", "--spares", "2"],
+        1,
+        "the spares sequencer-2, unit-3, not of",
     );
     works(&["init", "--out", &dir, "--force", "--chains", "3"]);
     let certs = format!("{dir}/certs");
@@ -171,6 +176,70 @@ fn files_are_overwritten_only_if_that_is_asked_for() {
         "unit-1a.pem is there already",
     );
     works(&["certs", "--out", &certs, "--server", "unit-1a", "--force"]);
+}
+
+#[test]
+fn a_new_cluster_has_a_layout_server_and_spares() {
+    let names = |dir: &str| -> Vec<String> {
+        let files = configurations(dir).into_iter();
+        files.map(|(name, _)| name.replace(".toml", "")).collect()
+    };
+    let (_folder, dir) = folder();
+    works(&["init", "--out", &dir, "--chains", "1", "--port", "0"]);
+    assert_eq!(
+        names(&dir),
+        [
+            "client",
+            "layout-1",
+            "sequencer-1",
+            "sequencer-2",
+            "unit-1a",
+            "unit-1b",
+            "unit-2"
+        ]
+    );
+    let layout = &configurations(&dir)[1].1;
+    assert!(
+        layout.contains("spare_sequencers = [\"sequencer-2\"]")
+            && layout.contains("spare_units = [\"unit-2\"]"),
+        "{layout}"
+    );
+    let (_folder, dir) = folder();
+    let small = ["--chains", "1", "--replicas", "1", "--spares", "0"];
+    works(&[&["init", "--out", &dir, "--port", "0"][..], &small].concat());
+    assert_eq!(
+        names(&dir),
+        ["client", "layout-1", "sequencer-1", "unit-1a"]
+    );
+    // `dev` uses what it finds.
+    let (dev, line) = begin(&["dev", "--data", &dir]);
+    assert!(line.starts_with("ready:"), "{line}");
+    let config = format!("{dir}/client.toml");
+    let (code, status) = json(&["--config", &config, "status"]);
+    assert_eq!(
+        (code, &status["servers"][0]["name"], &status["epoch"]),
+        (Some(0), &"layout-1".into(), &1.into())
+    );
+    assert_eq!(stop(dev, "TERM").0, Some(0));
+    // Whatever else is asked for, a history stays with the server that holds it.
+    works(&[&["init", "--out", &dir, "--force"][..], &small].concat());
+    fails(&["init", "--out", &dir, "--force"], 1, "of the chains");
+}
+
+#[test]
+fn the_status_of_an_embedded_log_has_no_servers() {
+    let (_folder, dir) = folder();
+    works(&["log", "append", "--dir", &dir, "something"]);
+    let text = works(&["status", "--dir", &dir]);
+    assert!(
+        text.contains("redundancy  none: 1 chain of 1 unit") && !text.contains("NAME"),
+        "{text}"
+    );
+    let (code, value) = json(&["status", "--dir", &dir]);
+    assert_eq!(
+        (code, &value["redundancy"]["full"], &value["out"]),
+        (Some(0), &true.into(), &Value::Array(Vec::new()))
+    );
 }
 
 #[test]
