@@ -14,8 +14,17 @@ use crate::say;
 
 /// First argument that makes this binary the `milonga` command.
 pub(crate) const BE_MILONGA: &str = "--be-milonga";
-/// The sequencer, which also keeps the layout, and two chains of two units.
-const NAMES: [&str; 5] = ["sequencer-1", "unit-1a", "unit-1b", "unit-2a", "unit-2b"];
+/// The servers that `milonga init` makes; a folder of an earlier version has no `layout-1` and no spares.
+const NAMES: [&str; 8] = [
+    "layout-1",
+    "sequencer-1",
+    "sequencer-2",
+    "unit-1a",
+    "unit-1b",
+    "unit-2a",
+    "unit-2b",
+    "unit-3",
+];
 
 /// The `milonga` command with these arguments; told to stop when the process that started it dies.
 pub(crate) fn be_milonga(arguments: impl Iterator<Item = OsString>) -> ExitCode {
@@ -51,7 +60,8 @@ impl Servers {
             children: Vec::new(),
             dir: dir.to_owned(),
         };
-        for name in NAMES {
+        let exists = |name: &&str| dir.join(format!("{name}.toml")).exists();
+        for name in NAMES.into_iter().filter(exists) {
             let log = std::fs::File::create(servers.log(name))?;
             let child = milonga()?
                 .args(["serve", "--config"])
