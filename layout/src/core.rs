@@ -422,6 +422,9 @@ impl LayoutCore {
                 // It has sealed itself, and may report something else: all is asked again, for the same epoch.
                 self.gather(format!("{name} was started"));
             }
+            Phase::Seal(_) | Phase::Collect(_) if self.can_do_with_others() => {
+                self.gather(format!("{name} is back, and another is gone"));
+            }
             Phase::Open(_) => self.heard_while_opening(&name, new),
             Phase::Settle(_) | Phase::Report { .. } | Phase::Idle => {
                 if let Some(cause) = self.over(&name) {

@@ -183,6 +183,19 @@ impl LayoutCore {
         Some((members.difference(&absent).copied().collect(), gone_at))
     }
 
+    /// Whether a reconfiguration that is not committed waits for a unit that is gone, while others, who came back since it
+    /// began, could make the next epoch.
+    pub(crate) fn can_do_with_others(&self) -> bool {
+        let Some((members, waits, _)) = self.relied_on() else {
+            return false;
+        };
+        let gone = |unit: &UnitIndex| !self.can_serve(self.unit_name(*unit));
+        waits.iter().any(gone)
+            && self
+                .next_members()
+                .is_some_and(|(others, at)| at <= self.now && others != members)
+    }
+
     /// The units that the present phase relies on, and those of them that it waits for, since when.
     fn relied_on(&self) -> Option<(BTreeSet<UnitIndex>, BTreeSet<UnitIndex>, Time)> {
         let since = self.phase_since;

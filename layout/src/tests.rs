@@ -196,6 +196,31 @@ fn who_goes_up_and_down_is_kept_out_for_longer_and_longer() {
 }
 
 #[test]
+fn who_comes_back_takes_over_from_who_goes_while_sealing() {
+    for seed in 0..10 {
+        let mut world = World::new(60 + seed, 1, 2);
+        world.run_for(1_000);
+        while world.acked.len() < 10 {
+            world.append();
+        }
+        // One is given up; the other goes as soon as it is alone, and the first comes back.
+        world.down = vec![name("unit-00")];
+        let until = world.now.after(Duration::from_secs(3));
+        let mut gone = false;
+        world.run_until(until, |world| {
+            let alone = world.core().facts()["state"].starts_with("sealing");
+            if alone && !gone {
+                gone = true;
+                world.down = vec![name("unit-01")];
+            }
+        });
+        assert!(gone, "it never came to that");
+        assert!(epoch(&world) >= 2, "{}", state(&mut world));
+        world.heal_and_check();
+    }
+}
+
+#[test]
 fn a_chain_keeps_as_many_replicas_as_the_policy_says() {
     let mut world = World::new(43, 1, 3);
     world.plan = world.plan.with_min_replicas(2);
