@@ -317,24 +317,10 @@ impl Cluster {
         deadline: Time,
     ) -> Result<(UnitResponse, Bytes), Failure> {
         let epoch = self.view.borrow().epoch();
-        let answer = call(&self.network, unit, message, deadline);
-        let superseded = async {
-            if self.newer_than(epoch, deadline).await {
-                // Whoever is alive answers: sealed, or with what it did before.
-                self.env.sleep(ANSWERS_STILL).await;
-            } else {
-                std::future::pending().await
-            }
-        };
-        let answer = tokio::select! {
-            biased;
-            answer = answer => answer?,
-            // Who waits for a unit that died learns of the epoch without it by the layout.
-            () = superseded => {
-                return Err(Failure::Superseded { server: unit.name.clone() });
-            }
-        };
-        match answer {
+        // Whoever is alive answers: sealed, or with what it did before.
+        let still = Some(ANSWERS_STILL);
+        let answer = self.call_in(epoch, unit, message, still, deadline);
+        match answer.await? {
             (Response::Unit(response), body) => Ok((response, body)),
             _ => Err(garbage(unit, "an answer of another role")),
         }
@@ -359,18 +345,35 @@ impl Cluster {
         deadline: Time,
     ) -> Result<SequencerResponse, Failure> {
         let message = Request::Sequencer(request).into_message(Bytes::new());
-        let answer = call(&self.network, view.sequencer(), message, deadline);
-        // Who waits for a sequencer that died learns of its successor by the layout.
-        let answer = tokio::select! {
-            biased;
-            answer = answer => answer?,
-            true = self.newer_than(view.epoch(), deadline) => {
-                return Err(Failure::Superseded { server: view.sequencer().name.clone() });
-            }
-        };
-        match answer {
+        let answer = self.call_in(view.epoch(), view.sequencer(), message, None, deadline);
+        match answer.await? {
             (Response::Sequencer(response), _) => Ok(response),
             _ => Err(garbage(view.sequencer(), "an answer of another role")),
+        }
+    }
+
+    /// One message and its answer, unless a newer layout than that of `epoch` comes, and `still` passes, before: who waits
+    /// for a server that died learns of the epoch without it by the layout.
+    async fn call_in(
+        &self,
+        epoch: Epoch,
+        to: &Peer,
+        message: Message,
+        still: Option<Duration>,
+        deadline: Time,
+    ) -> Result<(Response, Bytes), Failure> {
+        let superseded = async {
+            if !self.newer_than(epoch, deadline).await {
+                return std::future::pending().await;
+            }
+            if let Some(still) = still {
+                self.env.sleep(still).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            answer = call(&self.network, to, message, deadline) => answer,
+            () = superseded => Err(Failure::Superseded { server: to.name.clone() }),
         }
     }
 

@@ -142,6 +142,7 @@ fn merge(segments: Vec<Segment>) -> Vec<Segment> {
 /// Whether the chains of `new` continue those of `old`: below the new start each position keeps its chain, which keeps a
 /// replica, and wins none but those that were joining it.
 pub(crate) fn continues(old: &Layout, new: &Layout) -> Result<(), &'static str> {
+    let members = old.members();
     for (index, unit) in old.units.iter().enumerate() {
         let Some(same) = new.units.get(index) else {
             return Err("it forgets a unit");
@@ -150,7 +151,7 @@ pub(crate) fn continues(old: &Layout, new: &Layout) -> Result<(), &'static str> 
             return Err("it gives a unit another name");
         }
         let index = u16::try_from(index).map(UnitIndex);
-        let member = index.is_ok_and(|index| old.members().contains(&index));
+        let member = index.is_ok_and(|index| members.contains(&index));
         if unit.id != same.id && member {
             return Err("it gives a unit that holds entries another identity");
         }

@@ -216,10 +216,7 @@ impl LayoutCore {
         while let Some(copying) = &mut self.copying
             && let Some(step) = copying.next_step(now)
         {
-            let id = StepId(self.next_step);
-            self.next_step += 1;
-            copying.steps.insert(id, step);
-            self.send(Errand::Copy(id), 0);
+            self.begin_step(step);
         }
         let Some(copying) = self.copying.as_mut().filter(|c| c.pass_is_over()) else {
             return;
@@ -233,6 +230,15 @@ impl LayoutCore {
         self.copied.insert(target);
         let name = self.unit_name(target).clone();
         self.gather(format!("{name} has got everything"));
+    }
+
+    fn begin_step(&mut self, step: Step) {
+        let id = StepId(self.next_step);
+        self.next_step += 1;
+        if let Some(copying) = &mut self.copying {
+            copying.steps.insert(id, step);
+            self.send(Errand::Copy(id), 0);
+        }
     }
 
     fn next_target(&self) -> Option<UnitIndex> {
@@ -331,15 +337,6 @@ impl LayoutCore {
         response: UnitResponse,
         body: Bytes,
     ) -> Result<(), String> {
-        let replicas = match step {
-            Step::Read(batch) => {
-                let first = batch.positions.first().copied().unwrap_or_default();
-                self.history
-                    .current()
-                    .map_or(1, |layout| layout.chain(first).len())
-            }
-            _ => 0,
-        };
         let limit = self.plan.copy_bytes_per_second;
         let (now, layout) = (self.now, self.history.current());
         let (Some(copying), Some(layout)) = (&mut self.copying, layout) else {
@@ -356,14 +353,12 @@ impl LayoutCore {
             }
             (Step::Read(batch), UnitResponse::Values { answers, marks }) => {
                 copying.trimmed = copying.trimmed.max(marks.trimmed);
+                let first = batch.positions.first().copied().unwrap_or_default();
+                let replicas = layout.chain(first).len();
                 let (items, body) = copying.read(batch, replicas, &answers, body)?;
-                if items.is_empty() {
-                    return Ok(());
+                if !items.is_empty() {
+                    self.begin_step(Step::Write(items, body));
                 }
-                let id = StepId(self.next_step);
-                self.next_step += 1;
-                copying.steps.insert(id, Step::Write(items, body));
-                self.send(Errand::Copy(id), 0);
                 Ok(())
             }
             (Step::Write(items, body), UnitResponse::Written { answers, .. }) => {

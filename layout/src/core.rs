@@ -392,8 +392,7 @@ impl LayoutCore {
     /// A unit that no chain names would wait for ever: it is told so.
     fn unlisted(&self, hello: &Hello) -> Option<String> {
         let name = &hello.name;
-        let known = self.units.contains(name) || self.plan.spare_units.contains(name);
-        let unlisted = hello.unit.is_some() && !known;
+        let unlisted = hello.unit.is_some() && !self.knows_unit(name);
         unlisted.then(|| {
             format!(
                 "{name} is not a unit of this cluster; name it under spare_units in the layout server's configuration, or correct its name"
@@ -401,24 +400,22 @@ impl LayoutCore {
         })
     }
 
+    fn knows_unit(&self, name: &ServerName) -> bool {
+        self.units.contains(name) || self.plan.spare_units.contains(name)
+    }
+
     fn hear(&mut self, hello: Hello) {
         let name = hello.name.clone();
-        let known = self.units.contains(&name) || self.plan.spare_units.contains(&name);
-        if !known && self.plan.sequencers().all(|sequencer| *sequencer != name) {
+        if !self.knows_unit(&name) && self.plan.sequencers().all(|sequencer| *sequencer != name) {
             return;
         }
         let new = self.heard.hear(self.now, hello);
         if new {
             self.unresponsive.remove(&name);
         }
-        let takes_part = match &self.phase {
-            Phase::Seal(sealing) => sealing.members.iter().any(|u| *self.unit_name(*u) == name),
-            Phase::Collect(c) => c.seen.reports.keys().any(|u| *self.unit_name(*u) == name),
-            _ => false,
-        };
         match &self.phase {
             Phase::Gather { .. } => self.try_to_begin(),
-            Phase::Seal(_) | Phase::Collect(_) if new && (takes_part || name == self.sequencer) => {
+            Phase::Seal(_) | Phase::Collect(_) if new && self.relies_on(&name) => {
                 // It has sealed itself, and may report something else: all is asked again, for the same epoch.
                 self.gather(format!("{name} was started"));
             }

@@ -42,20 +42,20 @@ struct Server {
 impl Heard {
     /// Notes a hello; says whether it comes from a run that was not the last one heard under that name.
     pub(crate) fn hear(&mut self, now: Time, hello: Hello) -> bool {
-        let run = self.run(&hello.name);
-        let new = run != Some(hello.incarnation);
-        if new {
-            self.last_new = now;
-        }
         let before = self.servers.get(&hello.name);
         if before.is_none_or(|server| now.since(server.at) >= LONG) {
             self.last_back = now;
         }
-        let before = self.servers.get(&hello.name).filter(|_| !new);
+        let same_run = before.filter(|server| server.hello.incarnation == hello.incarnation);
+        let since = same_run.map_or(now, |server| server.since);
+        let new = same_run.is_none();
+        if new {
+            self.last_new = now;
+        }
         let server = Server {
-            since: before.map_or(now, |server| server.since),
             hello,
             at: now,
+            since,
         };
         self.servers.insert(server.hello.name.clone(), server);
         new

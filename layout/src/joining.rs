@@ -206,9 +206,9 @@ impl LayoutCore {
         let invite = self.candidate().and_then(invited);
         [invite, self.copy_at()].into_iter().flatten().min()
     }
-}
 
-impl LayoutCore {
+    // ---------------------------------------------------------------------------------------- for people
+
     /// Redundancy, for people.
     pub(crate) fn facts_of_care(&self) -> BTreeMap<String, String> {
         let mut facts = BTreeMap::new();

@@ -26,7 +26,8 @@ const CACHE_BYTES: usize = 8 << 20;
 
 /// What kind of file this is and whose.
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("milonga_layout");
-const HEADER: &str = "header";
+/// Key of the record that says what a file is; the history on raft has the same.
+pub(crate) const HEADER: &str = "header";
 const INTENT: &str = "intent";
 /// Epoch to its layout; the last one is the current one.
 const LAYOUTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("layouts");
@@ -206,21 +207,8 @@ impl File<'_> {
 
     /// `None`: the file is new.
     fn read_header(&self) -> Result<Option<Result<Header, String>>, redb::Error> {
-        let read = self.db.begin_read()?;
-        let table = match read.open_table(META) {
-            Ok(table) => table,
-            Err(redb::TableError::TableDoesNotExist(_)) => {
-                let empty = read.list_tables()?.next().is_none();
-                let foreign = "it is another program's redb file".to_owned();
-                return Ok((!empty).then_some(Err(foreign)));
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let header = table.get(HEADER)?;
-        Ok(Some(match header {
-            Some(bytes) => Header::decode(bytes.value()),
-            None => Err("it has no header".into()),
-        }))
+        let foreign = "it is another program's redb file";
+        header_of(self.db, META, foreign, Header::decode)
     }
 
     fn check_header(&self, header: &Header) -> Result<(), StoreError> {
@@ -337,6 +325,30 @@ impl File<'_> {
         let path = self.path.to_path_buf();
         StoreError::Damaged { path, why }
     }
+}
+
+/// The header in `table` of a file. `None`: the file is new. `Some(Err)`: how it shows that it is something else; `foreign`
+/// if it has other tables only.
+pub(crate) fn header_of<H>(
+    db: &Database,
+    table: TableDefinition<'_, &str, &[u8]>,
+    foreign: &str,
+    decode: impl FnOnce(&[u8]) -> Result<H, String>,
+) -> Result<Option<Result<H, String>>, redb::Error> {
+    let read = db.begin_read()?;
+    let table = match read.open_table(table) {
+        Ok(table) => table,
+        Err(redb::TableError::TableDoesNotExist(_)) => {
+            let empty = read.list_tables()?.next().is_none();
+            return Ok((!empty).then(|| Err(foreign.to_owned())));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let header = table.get(HEADER)?;
+    Ok(Some(match header {
+        Some(bytes) => decode(bytes.value()),
+        None => Err("it has no header".into()),
+    }))
 }
 
 /// What the tables hold, as stored.

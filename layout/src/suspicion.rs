@@ -196,6 +196,13 @@ impl LayoutCore {
                 .is_some_and(|(others, at)| at <= self.now && others != members)
     }
 
+    /// Whether the present phase relies on the server `name`.
+    pub(crate) fn relies_on(&self, name: &ServerName) -> bool {
+        let members = self.relied_on().map(|(members, ..)| members);
+        let mut members = members.into_iter().flatten();
+        *name == self.sequencer || members.any(|unit| self.unit_name(unit) == name)
+    }
+
     /// The units that the present phase relies on, and those of them that it waits for, since when.
     fn relied_on(&self) -> Option<(BTreeSet<UnitIndex>, BTreeSet<UnitIndex>, Time)> {
         let since = self.phase_since;
@@ -260,11 +267,8 @@ impl LayoutCore {
             .min()
     }
 
-    /// Begins a reconfiguration without the units that are gone, if it can do without them.
+    /// Begins a reconfiguration without the units that are gone.
     fn suspect_units(&mut self) {
-        if self.suspect_unit_at().is_none_or(|at| at > self.now) {
-            return;
-        }
         let Some((members, waits, since)) = self.relied_on() else {
             return;
         };
@@ -325,14 +329,19 @@ impl LayoutCore {
         times.into_iter().flatten().min()
     }
 
-    /// Begins a reconfiguration if somebody is gone.
+    /// Begins a reconfiguration if somebody is gone and can be done without.
     pub(crate) fn suspect(&mut self) {
-        if self.suspect_at().is_none_or(|at| at > self.now) {
-            return;
+        let due = |at: Option<Time>| at.is_some_and(|at| at <= self.now);
+        if !self.heard.is_listening(self.now) {
+            // Silence says nothing.
+        } else if due(self.suspect_sequencer_at()) {
+            self.suspect_sequencer();
+        } else if due(self.suspect_unit_at()) {
+            self.suspect_units();
         }
-        if self.suspect_sequencer_at().is_none_or(|at| at > self.now) {
-            return self.suspect_units();
-        }
+    }
+
+    fn suspect_sequencer(&mut self) {
         let name = self.sequencer.clone();
         let silent = self.gone_at(&name) <= self.now;
         self.patience
@@ -340,12 +349,10 @@ impl LayoutCore {
         let why = if silent {
             "says nothing any more"
         } else {
-            "does not answer"
-        };
-        if !silent {
             let until = self.now.after(UNRESPONSIVE_FOR);
             self.unresponsive.insert(name.clone(), until);
-        }
+            "does not answer"
+        };
         self.gather(format!("{name} {why}"));
     }
 }

@@ -9,6 +9,7 @@ use milonga_protocol::{EncodedEntry, Epoch, Position};
 use crate::disk::{DiskDone, DiskError, DiskOp};
 use crate::format::segment_name;
 use crate::index::{Held, Place};
+use crate::marks;
 use crate::reader::{ANSWER_BYTES, Found, Job, Slot, concat};
 use crate::streams::StreamsRead;
 use crate::unit::{Op, Unit};
@@ -82,7 +83,7 @@ impl Unit {
 
     /// What this unit, which serves an epoch, knows of `position`.
     pub(crate) fn slot(&self, position: Position) -> Slot {
-        let owned = self.range_of(position).is_some();
+        let owned = self.held_of(position).is_some();
         if position >= self.trimmed() {
             if !owned {
                 return Slot::Known(UnitReadAnswer::NotMine);
@@ -102,15 +103,14 @@ impl Unit {
 
     /// Whether `position` is known to be settled: whoever does not hold it has lost it (rules 5 and 11).
     fn was_settled(&self, position: Position) -> bool {
-        let held = self.serving().map_or(&[][..], |serving| &serving.held);
-        let held = held.iter().find(|held| held.range.owns(position));
+        let held = self.held_of(position);
         held.is_some_and(|held| position < held.settled)
     }
 
-    /// The range that owns `position`, as an index.
-    pub(crate) fn range_of(&self, position: Position) -> Option<usize> {
+    /// The range that owns `position`, and what is known of it.
+    pub(crate) fn held_of(&self, position: Position) -> Option<&marks::Held> {
         let held = &self.serving()?.held;
-        held.iter().position(|held| held.range.owns(position))
+        held.iter().find(|held| held.range.owns(position))
     }
 
     /// What the log holds at `position`, whosever it is.
@@ -204,12 +204,11 @@ impl Unit {
 
     /// Whether this unit is the head that says what `position` holds, and nobody has told it that all replicas have it.
     fn arbitrates_undecided(&self, position: Position) -> bool {
-        let Some((serving, range)) = self.serving().zip(self.range_of(position)) else {
-            return false;
-        };
-        let held = serving.held.get(range);
-        held.is_some_and(|held| held.range.is_head() && position >= held.settled)
-            && !serving.layout.is_closed(position)
+        let held = self.held_of(position).zip(self.serving());
+        held.is_some_and(|(held, serving)| {
+            let arbitrates = held.range.is_head() && !serving.layout.is_closed(position);
+            arbitrates && position >= held.settled
+        })
     }
 
     fn job_done(&mut self, mut job: Job<Purpose>) {

@@ -12,9 +12,6 @@ use milonga_protocol::{Epoch, Position, UnitRange};
 
 use crate::unit::Unit;
 
-/// Positions looked at for one answer; more is another request.
-const LOOKED_AT: usize = 1 << 20;
-
 /// Somebody is waiting until what is not settled is forgotten.
 #[derive(Debug)]
 pub(crate) struct Rejoining {
@@ -106,11 +103,10 @@ impl Unit {
         limit: usize,
     ) -> (Vec<Position>, Position) {
         let mut found = Vec::new();
-        let mut looked = 0;
         for range in ranges {
             let mut at = range.first_at_or_above(from.max(self.trimmed()));
             while at < range.to {
-                if found.len() >= limit || looked >= LOOKED_AT {
+                if found.len() >= limit {
                     return (found, at);
                 }
                 // What is held without a gap is passed at once, but for what turned out to be unreadable.
@@ -121,7 +117,6 @@ impl Unit {
                     break;
                 }
                 found.push(lacks);
-                looked += 1;
                 at = lacks.plus(range.stripes);
             }
         }

@@ -180,9 +180,7 @@ impl Unit {
 
     /// What is held stays, unread: replicas of a settled position are equal (rule 12).
     fn judge_repair(&self, position: Position, value: &Value) -> Verdict {
-        let held = self.range_of(position).zip(self.serving());
-        let held = held.and_then(|(range, serving)| serving.held.get(range));
-        let (stride, settled) = match (held, self.joining_range(position)) {
+        let (stride, settled) = match (self.held_of(position), self.joining_range(position)) {
             // What may still be undecided is decided by its writers, and by the next epoch.
             (Some(held), _) => (held.range.stripes, self.is_settled(held, position)),
             (None, Some(range)) => (range.stripes, true),
@@ -249,10 +247,7 @@ impl Unit {
         value: &Value,
         known: &BTreeMap<Position, EntryId>,
     ) -> Verdict {
-        let Some((range, serving)) = self.range_of(position).zip(self.serving()) else {
-            return Verdict::Answer(WriteAnswer::NotMine);
-        };
-        let Some(held) = serving.held.get(range) else {
+        let Some((held, serving)) = self.held_of(position).zip(self.serving()) else {
             return Verdict::Answer(WriteAnswer::NotMine);
         };
         let range = held.range;

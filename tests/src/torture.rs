@@ -41,6 +41,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::command::say;
 use crate::world::Rng;
+use crate::world::workloads::why;
 use cluster::{Cluster, SERVER};
 use ledger::Ledger;
 use load::Load;
@@ -125,7 +126,7 @@ async fn run(args: &Args) -> ExitCode {
         ended = torture(args.rounds, dir.path(), &mut report, &say_it) => ended,
     };
     if let Err(error) = ended {
-        report.fail(format!("torture: {}", objects::why(&*error)));
+        report.fail(format!("torture: {}", why(&*error)));
     }
     for failure in &report.failures {
         say_it(&format!("FAILED: {failure}"));

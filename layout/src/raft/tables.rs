@@ -15,11 +15,11 @@ use super::header::Header;
 use super::messages::ENTRIES_BYTES;
 use super::records::{EntryRecord, LogIdRecord, MetaRecord, VoteRecord, decode, encode};
 use super::{Entry, LogId, SnapshotMeta, Vote};
+use crate::store::{HEADER, header_of};
 
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("milonga_layout_raft");
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("raft_log");
 
-const HEADER: &str = "header";
 const VOTE: &str = "vote";
 const COMMITTED: &str = "committed";
 const PURGED: &str = "purged";
@@ -63,21 +63,8 @@ pub(super) struct Tables(pub(super) Database);
 impl Tables {
     /// `None`: the file is new. `Some(Err)`: how it shows that it is something else.
     pub(super) fn header(&self) -> Result<Option<std::result::Result<Header, String>>> {
-        let read = self.0.begin_read()?;
-        let table = match read.open_table(META) {
-            Ok(table) => table,
-            Err(redb::TableError::TableDoesNotExist(_)) => {
-                let empty = read.list_tables()?.next().is_none();
-                let foreign = "it is another redb file".to_owned();
-                return Ok((!empty).then_some(Err(foreign)));
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let header = table.get(HEADER)?;
-        Ok(Some(match header {
-            Some(bytes) => Header::decode(bytes.value()),
-            None => Err("it has no header".into()),
-        }))
+        let foreign = "it is another redb file";
+        Ok(header_of(&self.0, META, foreign, Header::decode)?)
     }
 
     pub(super) fn write_header(&self, header: Header) -> Result<()> {

@@ -13,11 +13,11 @@ use milonga_objects::{
 use milonga_protocol::WriterId;
 use serde::Serialize;
 
-use super::objects::why;
 use super::pause;
 use crate::world::Rng;
 use crate::world::history::{CallId, Cell, Deed, End, History, Query, Step, Value, mark};
 use crate::world::witness::Rule;
+use crate::world::workloads::why;
 
 const KEYS: u64 = 6;
 

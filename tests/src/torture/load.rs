@@ -11,9 +11,10 @@ use milonga_protocol::{AppendError, Log as _, NewEntry, Position, SharedEnv};
 
 use super::cluster::Cluster;
 use super::ledger::{Fate, Id, Kind, Ledger};
-use super::objects::{Objects, payload, replica, stream, why};
+use super::objects::{Objects, payload, replica, stream};
 use super::{AnyError, pause};
 use crate::world::Rng;
+use crate::world::workloads::why;
 
 /// How long a call may take: of the patient client, and of one that is often told that nobody knows.
 const DEADLINES: [Duration; 2] = [Duration::from_secs(8), Duration::from_millis(700)];

@@ -1,6 +1,5 @@
 //! What all clients work with, and how it is recognised afterwards.
 
-use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,15 +64,4 @@ pub(super) fn payload(id: Id) -> Vec<u8> {
 /// The stream of a lane of raw appends.
 pub(super) const fn stream(lane: usize) -> StreamId {
     StreamId::raw(lane as u64 + 1)
-}
-
-/// An error with its causes.
-pub(super) fn why(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

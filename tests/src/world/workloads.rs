@@ -15,6 +15,7 @@ use crate::world::workload::Workload;
 
 pub use appends::Appends;
 pub use bank::Bank;
+pub(crate) use hand::why;
 pub use jobs::Jobs;
 pub use lists::ListAppend;
 pub use log::WholeLog;

@@ -247,7 +247,7 @@ impl Hand {
 }
 
 /// An error with its causes.
-pub(super) fn why(error: &dyn std::error::Error) -> String {
+pub(crate) fn why(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
