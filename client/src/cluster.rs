@@ -377,9 +377,15 @@ impl Cluster {
         }
     }
 
-    /// The settled mark of the last segment's `chain`, as far as known.
+    /// The settled mark of a chain, as far as its units of this epoch may know it.
     pub(crate) fn settled(&self, view: &View, segment: usize, chain: usize) -> Position {
-        self.marks.get(view.key(segment, chain))
+        self.marks.get(view.epoch(), view.key(segment, chain))
+    }
+
+    /// A unit of this epoch told the settled mark of a chain.
+    pub(crate) fn raise_settled(&self, view: &View, segment: usize, chain: usize, mark: Position) {
+        self.marks
+            .raise(view.epoch(), view.key(segment, chain), mark);
     }
 }
 

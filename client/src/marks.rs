@@ -14,20 +14,30 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Names a chain for as long as its segment exists: the segment's first position and the index in it.
 pub(crate) type ChainKey = (Position, usize);
 
-/// For each chain the highest settled mark that its tail has told. Settled is settled in every later epoch too.
+/// For each chain the highest settled mark that its tail has told, and in which epoch. Settled is settled in every later
+/// epoch too; a unit of an earlier one may not have taken part, and must not hear of it.
 #[derive(Default)]
-pub(crate) struct SettledMarks(Mutex<BTreeMap<ChainKey, Position>>);
+pub(crate) struct SettledMarks(Mutex<BTreeMap<ChainKey, (Epoch, Position)>>);
 
 impl SettledMarks {
-    /// Every position of the chain below the answer is settled.
-    pub(crate) fn get(&self, chain: ChainKey) -> Position {
-        lock(&self.0).get(&chain).copied().unwrap_or_default()
+    /// Every position of the chain below the answer is settled, by what was known in `epoch`.
+    pub(crate) fn get(&self, epoch: Epoch, chain: ChainKey) -> Position {
+        let known = lock(&self.0).get(&chain).copied().unwrap_or_default();
+        let (learned, mark) = known;
+        if learned <= epoch {
+            mark
+        } else {
+            Position::ZERO
+        }
     }
 
-    pub(crate) fn raise(&self, chain: ChainKey, mark: Position) {
+    /// A unit of `epoch` told so.
+    pub(crate) fn raise(&self, epoch: Epoch, chain: ChainKey, mark: Position) {
         let mut marks = lock(&self.0);
-        let known = marks.entry(chain).or_default();
-        *known = mark.max(*known);
+        let (learned, known) = marks.entry(chain).or_default();
+        if mark > *known {
+            (*learned, *known) = (epoch.max(*learned), mark);
+        }
     }
 }
 
@@ -143,9 +153,20 @@ mod tests {
     fn marks_never_go_back() {
         let marks = SettledMarks::default();
         let chain = (Position::ZERO, 1);
-        marks.raise(chain, Position(7));
-        marks.raise(chain, Position(3));
-        assert_eq!(marks.get(chain), Position(7));
-        assert_eq!(marks.get((Position::ZERO, 0)), Position::ZERO);
+        marks.raise(Epoch(1), chain, Position(7));
+        marks.raise(Epoch(2), chain, Position(3));
+        assert_eq!(marks.get(Epoch(1), chain), Position(7));
+        assert_eq!(marks.get(Epoch(1), (Position::ZERO, 0)), Position::ZERO);
+    }
+
+    #[test]
+    fn units_of_an_earlier_epoch_do_not_hear_of_marks_of_a_later_one() {
+        let marks = SettledMarks::default();
+        let chain = (Position::ZERO, 1);
+        marks.raise(Epoch(3), chain, Position(7));
+        assert_eq!(marks.get(Epoch(2), chain), Position::ZERO);
+        marks.raise(Epoch(2), chain, Position(9));
+        assert_eq!(marks.get(Epoch(2), chain), Position::ZERO, "it holds both");
+        assert_eq!(marks.get(Epoch(4), chain), Position(9));
     }
 }

@@ -222,7 +222,7 @@ impl Settler {
                 continue;
             }
             // Everything that is left failed.
-            if core.is_too_far() {
+            if core.may_be_too_far() {
                 self.tell_marks(view, attempts.call_deadline()).await;
             }
             match last.take() {
@@ -272,9 +272,8 @@ impl Settler {
     fn settled(&self, view: &View, from: Position, to: Position) {
         let segment = view.last_segment();
         for chain in 0..view.layout().segments[segment].chains.len() {
-            let key = view.key(segment, chain);
-            if self.cluster.marks.get(key) >= from {
-                self.cluster.marks.raise(key, to);
+            if self.cluster.settled(view, segment, chain) >= from {
+                self.cluster.raise_settled(view, segment, chain, to);
             }
         }
     }

@@ -198,10 +198,11 @@ impl Reader {
                 complete,
                 marks,
             } => {
-                let key = view.key(ask.segment, ask.chain);
-                if self.cluster.marks.get(key) >= span.from {
+                if self.cluster.settled(view, ask.segment, ask.chain) >= span.from {
                     // The marks speak of what was asked; what lies below is settled as well.
-                    self.cluster.marks.raise(key, marks.settled.min(span.to));
+                    let mark = marks.settled.min(span.to);
+                    self.cluster
+                        .raise_settled(view, ask.segment, ask.chain, mark);
                 }
                 let segment = &view.layout().segments[ask.segment];
                 let of_chain = |position: &Position| segment.chain_of(*position) == ask.chain;

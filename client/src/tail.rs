@@ -289,8 +289,8 @@ impl TailChecks {
                     },
                     _,
                 ) if streams.len() == chunk.len() => {
-                    let key = view.key(segment, chain);
-                    self.cluster.marks.raise(key, marks.settled);
+                    self.cluster
+                        .raise_settled(view, segment, chain, marks.settled);
                     Ok(Written { log, streams })
                 }
                 _ => Err(garbage(unit, "no ends to a query for them")),

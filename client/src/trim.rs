@@ -72,8 +72,7 @@ pub(crate) async fn settled(
             .await?
         {
             (UnitResponse::Serving { marks }, _) => {
-                let key = view.key(segment, chain);
-                cluster.marks.raise(key, marks.settled);
+                cluster.raise_settled(view, segment, chain, marks.settled);
                 Ok(marks.settled)
             }
             _ => Err(garbage(tail, "no confirmation")),
@@ -85,11 +84,11 @@ pub(crate) async fn settled(
 /// Tells replicas before the tails, which know it only from others, that everything below `mark` is settled:
 /// else they refuse to fill far above the mark they know.
 pub(crate) async fn tell_settled(cluster: &Cluster, view: &View, mark: Position, deadline: Time) {
-    let (epoch, below) = (view.epoch(), mark);
+    let (epoch, settled) = (view.epoch(), mark);
     let chains = &view.layout().segments[view.last_segment()].chains;
     let behind = chains.iter().filter_map(|units| units.split_last());
     let told = behind.flat_map(|(_, units)| units).map(async |unit| {
-        let request = UnitRequest::Settled { epoch, below };
+        let request = UnitRequest::Told { epoch, settled };
         if let Err(failure) = cluster.unit(view.unit(*unit), request, deadline).await {
             tracing::debug!(%failure, "mark not told");
         }

@@ -78,6 +78,7 @@ fn unit_requests() -> Vec<(UnitRequest, Bytes)> {
         },
         UnitRequest::Confirm { epoch },
         UnitRequest::Settled { epoch, below: to },
+        UnitRequest::Told { epoch, settled: to },
         UnitRequest::Trim { epoch, below: to },
         UnitRequest::Ends { epoch, streams },
         UnitRequest::Repair {

@@ -127,10 +127,8 @@ impl LayoutCore {
                 (&layout.sequencer.name, Request::Sequencer(request))
             }
             (Errand::Settled(unit), Phase::Report { .. }) => {
-                let request = UnitRequest::Settled {
-                    epoch: layout.epoch,
-                    below: layout.start,
-                };
+                let (epoch, below) = (layout.epoch, layout.start);
+                let request = UnitRequest::Settled { epoch, below };
                 (self.unit_name(*unit), Request::Unit(request))
             }
             _ => return None,

@@ -244,7 +244,9 @@ impl Unit {
         Some(Refusal::Poisoned { why })
     }
 
-    /// The disk failed: nothing is written any more. What was on its way may be there or not: `Lost` (rule 11).
+    /// The disk failed: nothing is written any more. What was on its way may be there or not: for a seal it is lost
+    /// (rule 11). While the epoch lasts it is still pending: `Lost` from the only replica would be taken for the end,
+    /// though a restart decides it.
     pub(crate) fn poison(&mut self, why: &str) {
         tracing::error!(why, "the unit is poisoned");
         let why = self.poison.get_or_insert_with(|| why.to_owned()).clone();
@@ -253,6 +255,9 @@ impl Unit {
         let (positions, waiters) = self.writer.abandon();
         for position in positions {
             self.index.high = self.index.high.max(position.next());
+            if self.is_first_value(position) && !self.was_settled(position) {
+                self.writer.uncertain.insert(position);
+            }
             self.index.lost.insert(position);
         }
         for waiter in waiters {

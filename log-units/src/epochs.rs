@@ -122,13 +122,19 @@ impl Unit {
     }
 
     pub(crate) fn settled(&mut self, call: CallId, epoch: Epoch, below: Position) {
-        match self.check(epoch).map(|_| ()) {
-            Ok(()) => {
-                self.told_of_all(below);
-                self.reply(call, UnitResponse::Done, Bytes::new());
-            }
-            Err(refusal) => self.refuse(call, refusal),
+        if let Err(refusal) = self.check(epoch) {
+            return self.refuse(call, refusal);
         }
+        self.told_of_all(below);
+        self.reply(call, UnitResponse::Done, Bytes::new());
+    }
+
+    pub(crate) fn told_of_last(&mut self, call: CallId, epoch: Epoch, settled: Position) {
+        if let Err(refusal) = self.check(epoch) {
+            return self.refuse(call, refusal);
+        }
+        self.told_of_active(settled);
+        self.reply(call, UnitResponse::Done, Bytes::new());
     }
 
     /// Persists a trim mark. Marks above what is decided here are refused: nothing above the log's settled mark is

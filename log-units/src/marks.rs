@@ -118,11 +118,25 @@ impl Unit {
         }
     }
 
-    /// The settler told that everything below is settled on every chain, and what is lost is lost for good.
+    /// Somebody asked the tails of the last segment what is settled there.
+    pub(crate) fn told_of_active(&mut self, told: Position) {
+        let Some(serving) = &mut self.epochs.serving else {
+            return;
+        };
+        let last = serving.held.last_mut();
+        if let Some(active) = last.filter(|held| held.range.to == Position::MAX) {
+            active.tell(&serving.layout, told);
+            self.raise_mark();
+        }
+    }
+
+    /// The layout's leader told that everything below, at most the epoch's start, is settled on every chain, and what is
+    /// lost is lost for good. Nobody else can know that of closed ranges: the tails that clients ask speak of the last one.
     pub(crate) fn told_of_all(&mut self, below: Position) {
         let Some(serving) = &mut self.epochs.serving else {
             return;
         };
+        let below = below.min(serving.layout.start);
         for held in &mut serving.held {
             held.tell(&serving.layout, below);
         }

@@ -90,8 +90,9 @@ impl Unit {
             }
             // What is lost and just being given back is lost until it is durable: "pending" would say that it was never
             // settled.
-            let first = !self.index.is_lost(position) && self.index.held(position).is_none();
-            if first && self.writer.pending.contains_key(&position) {
+            let first = self.is_first_value(position);
+            let pending = first && self.writer.pending.contains_key(&position);
+            if pending || self.writer.uncertain.contains(&position) {
                 return Slot::Known(UnitReadAnswer::Pending);
             }
             if first && self.was_settled(position) {
@@ -101,8 +102,13 @@ impl Unit {
         self.stored_slot(position)
     }
 
+    /// Whether nothing was ever held at `position`, as far as is known.
+    pub(crate) fn is_first_value(&self, position: Position) -> bool {
+        !self.index.is_lost(position) && self.index.held(position).is_none()
+    }
+
     /// Whether `position` is known to be settled: whoever does not hold it has lost it (rules 5 and 11).
-    fn was_settled(&self, position: Position) -> bool {
+    pub(crate) fn was_settled(&self, position: Position) -> bool {
         let held = self.held_of(position);
         held.is_some_and(|held| position < held.settled)
     }

@@ -193,6 +193,7 @@ impl Unit {
             UnitRequest::Confirm { epoch } => self.confirm(call, epoch),
             UnitRequest::Trim { epoch, below } => self.trim(call, epoch, below),
             UnitRequest::Settled { epoch, below } => self.settled(call, epoch, below),
+            UnitRequest::Told { epoch, settled } => self.told_of_last(call, epoch, settled),
             UnitRequest::Seal { epoch } => self.seal(call, epoch),
             UnitRequest::Collect {
                 epoch,

@@ -3,7 +3,7 @@
 //! While one batch is being written everything that arrives queues; when it is durable, all that waits is the next
 //! batch. A value is `pending` from its admission until it is durable, and then in the index.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use milonga_protocol::messages::{CallId, WriteAnswer};
@@ -103,6 +103,8 @@ pub(crate) struct Writer {
     pub(crate) waiters: BTreeMap<u64, Vec<Waiter>>,
     /// An empty batch is to be written that voids everything at or above the position.
     pub(crate) voiding: Option<Position>,
+    /// First values that were on their way when the disk failed: only a restart tells whether they are there.
+    pub(crate) uncertain: BTreeSet<Position>,
     last_seq: u64,
     /// Offset of the next batch in the active segment.
     pub(crate) end: u64,

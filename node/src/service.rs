@@ -125,7 +125,12 @@ const fn is_control(request: &Request) -> bool {
     matches!(
         request,
         Request::Unit(
-            UnitRequest::Seal { .. } | UnitRequest::Collect { .. } | UnitRequest::Open { .. }
+            UnitRequest::Seal { .. }
+                | UnitRequest::Collect { .. }
+                | UnitRequest::Open { .. }
+                | UnitRequest::Settled { .. }
+                | UnitRequest::Rejoin { .. }
+                | UnitRequest::Lacking { .. }
         ) | Request::Sequencer(SequencerRequest::Seal { .. } | SequencerRequest::Bootstrap(_))
             | Request::Layout(LayoutRequest::Hello(_))
     )

@@ -191,12 +191,20 @@ pub enum UnitRequest {
         /// The mark.
         below: Position,
     },
-    /// The settler is done: everything below is settled on every chain (rule 5).
+    /// The layout's settler is done: everything below is settled on every chain, and what is lost is lost for good
+    /// (rule 5). Servers only.
     Settled {
         /// The epoch.
         epoch: Epoch,
-        /// The mark.
+        /// The mark; at most the epoch's start.
         below: Position,
+    },
+    /// The tails say that everything of the last segment below the mark is settled. Says nothing of closed segments.
+    Told {
+        /// The epoch.
+        epoch: Epoch,
+        /// The mark.
+        settled: Position,
     },
     /// Stop serving every epoch below `epoch`; drain; report. Needs no disk. Servers only.
     Seal {

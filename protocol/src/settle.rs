@@ -237,10 +237,11 @@ impl Settle {
             .map(|(asked, why)| (asked.unit, why.as_str()))
     }
 
-    /// Whether a replica waits to be told what is settled: it takes nothing far above the mark that it knows (rule 5).
+    /// Whether a replica may wait to be told what is settled: it takes nothing far above the mark that it knows (rule 5).
     #[must_use]
-    pub fn is_too_far(&self) -> bool {
-        self.waiting().any(|(_, why)| why == lane::TOO_FAR)
+    pub fn may_be_too_far(&self) -> bool {
+        let too_far = [lane::TOO_FAR, lane::FILLS_NOTHING];
+        self.waiting().any(|(_, why)| too_far.contains(&why))
     }
 
     /// Winners found since the last call, ascending within each chain.

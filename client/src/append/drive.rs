@@ -104,8 +104,9 @@ impl Appender {
             item.was_exposed = item.caller.exposed;
             item.caller.exposed = true;
         }
-        let key = part.view.key(part.view.last_segment(), part.chain);
-        let message = part.message(self.cluster.marks.get(key));
+        let segment = part.view.last_segment();
+        let settled = self.cluster.settled(&part.view, segment, part.chain);
+        let message = part.message(settled);
         let deadline = self.cluster.call_deadline(part.deadline());
         let unit = self.unit(part, place);
         let answer = match self.cluster.unit_message(unit, message, deadline).await {
@@ -114,7 +115,9 @@ impl Appender {
             {
                 let any = plants::active(Plant::SettledByAnyReplica);
                 if place + 1 == self.replicas(part) || any {
-                    self.cluster.marks.raise(key, marks.settled);
+                    let settled = marks.settled;
+                    self.cluster
+                        .raise_settled(&part.view, segment, part.chain, settled);
                 }
                 Ok(answers)
             }

@@ -327,6 +327,22 @@ async fn too_far_above_the_settled_mark_it_settles_and_goes_on() {
     check_once(&fake, &["a", "b"]).await;
 }
 
+/// A head that hears of no appends has to be told what is settled before it fills.
+#[tokio::test(start_paused = true)]
+async fn a_hole_far_above_what_the_head_knows_is_filled() {
+    let mut limits = Limits::default();
+    limits.positions_ahead = 8;
+    let fake = Fake::with(1, 2, limits);
+    let client = client(&fake).await;
+    for _ in 0..30 {
+        append(&client, "a").await;
+    }
+    let hole = fake.take_token(&[S]).position;
+    fake.world().units[0].settled = Position::ZERO;
+    client.settle(hole, hole.next()).await.expect("settled");
+    assert_eq!(client.read(vec![hole]).await, Ok(vec![ReadAnswer::Junk]));
+}
+
 #[tokio::test(start_paused = true)]
 async fn limits_are_checked_before_anything_is_sent() {
     let mut limits = Limits::default();

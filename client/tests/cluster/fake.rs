@@ -81,7 +81,7 @@ pub(crate) struct Unit {
     pub(crate) full: bool,
     epoch: Epoch,
     ranges: Vec<UnitRange>,
-    settled: Position,
+    pub settled: Position,
     start: Position,
     ahead: u64,
 }
@@ -567,7 +567,7 @@ impl Unit {
         | UnitRequest::Ends { epoch, .. }
         | UnitRequest::Repair { epoch, .. }
         | UnitRequest::Trim { epoch, .. }
-        | UnitRequest::Settled { epoch, .. }) = request
+        | UnitRequest::Told { epoch, .. }) = request
         else {
             return None;
         };
@@ -600,8 +600,8 @@ impl Unit {
                 let below = self.trimmed;
                 (UnitResponse::Trimmed { below }, Bytes::new())
             }
-            UnitRequest::Settled { below, .. } => {
-                self.settled = self.settled.max(*below);
+            UnitRequest::Told { settled, .. } => {
+                self.settled = self.settled.max(*settled);
                 (UnitResponse::Done, Bytes::new())
             }
             _ => return None,
@@ -683,6 +683,13 @@ impl Unit {
         let range = *range.expect("every unit has a range");
         assert!(range.is_head(), "only heads fill");
         let (mut winners, mut body) = (Vec::new(), Vec::new());
+        let settled = if range.is_tail() {
+            self.settled()
+        } else {
+            self.settled
+        };
+        let farthest = settled.max(self.start).plus(self.ahead);
+        let to = to.min(farthest.next());
         for position in range.positions(from.max(self.start).max(self.trimmed), to) {
             match self.held.entry(position).or_insert(Held::Junk) {
                 Held::Junk => winners.push((position, WireValue::Junk)),

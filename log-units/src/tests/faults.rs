@@ -31,9 +31,9 @@ fn a_failed_write_or_sync_poisons() {
             &rig.write_values(1, &[(1, Some(entry.clone()))])
         ));
         assert!(is_poisoned(&rig.trim(1, 1)));
-        // What is sure is served; what was on its way is lost, never unwritten.
+        // What is sure is served; what was on its way is neither unwritten nor gone for good.
         assert_eq!(rig.read_one(1, 0).1, safe.bytes());
-        assert_eq!(rig.read_one(1, 1).0, UnitReadAnswer::Lost);
+        assert_eq!(rig.read_one(1, 1).0, UnitReadAnswer::Pending);
         assert_eq!(rig.read_one(1, 2).0, UnitReadAnswer::Unwritten);
         let confirmed = rig.ask(UnitRequest::Confirm { epoch: Epoch(1) });
         assert_eq!(marks(&confirmed).settled, Position(1));

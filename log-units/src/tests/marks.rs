@@ -72,7 +72,19 @@ fn the_last_range_does_not_settle_the_ranges_before_it() {
         rig.write_values(3, &[(position, None)]);
     }
     assert_eq!(rig.fact("settled"), "0", "the head cannot know");
-    settled(&mut rig, 3, 10);
+    // What the tails of the last segment say, says nothing of the closed one.
+    let (epoch, told) = (Epoch(3), Position(12));
+    let done = rig.ask(UnitRequest::Told {
+        epoch,
+        settled: told,
+    });
+    assert_eq!(done, ok(UnitResponse::Done));
+    assert_eq!(
+        rig.fact("settled"),
+        "0",
+        "nobody has settled the closed part"
+    );
+    settled(&mut rig, 3, 12);
     assert_eq!(
         rig.fact("settled"),
         "12",

@@ -16,8 +16,8 @@ fn head(seed: u64) -> Rig {
     for position in 0..6 {
         rig.put(1, position, 5);
     }
-    let (epoch, below) = (Epoch(1), Position(3));
-    let told = rig.ask(UnitRequest::Settled { epoch, below });
+    let (epoch, settled) = (Epoch(1), Position(3));
+    let told = rig.ask(UnitRequest::Told { epoch, settled });
     assert_eq!(told, ok(UnitResponse::Done));
     // The mark is stored with the next batch.
     rig.put(1, 6, 5);

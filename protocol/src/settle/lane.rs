@@ -21,6 +21,9 @@ const WRITE_BYTES: usize = 4 << 20;
 
 /// A replica knows too little of what is settled.
 pub(super) const TOO_FAR: &str = "too far above the settled mark";
+/// ... or its disk is full.
+pub(super) const FILLS_NOTHING: &str =
+    "the head fills nothing: its disk is full, or it knows too little of what is settled";
 
 /// What an answer led to.
 #[derive(Debug)]
@@ -370,7 +373,7 @@ impl Lane {
             }
             _ => {
                 self.restart = true;
-                return Progress::Trouble("the head fills nothing; its disk may be full".into());
+                return Progress::Trouble(FILLS_NOTHING.into());
             }
         };
         let positions = std::mem::take(positions);

@@ -423,7 +423,7 @@ fn a_full_disk_waits_and_goes_on() {
         why,
         [
             "the disk is full",
-            "the head fills nothing; its disk may be full"
+            "the head fills nothing: its disk is full, or it knows too little of what is settled"
         ]
     );
     for unit in &mut units {

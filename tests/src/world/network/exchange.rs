@@ -72,6 +72,7 @@ impl Exchange {
                 | UnitRequest::Confirm { epoch }
                 | UnitRequest::Trim { epoch, .. }
                 | UnitRequest::Settled { epoch, .. }
+                | UnitRequest::Told { epoch, .. }
                 | UnitRequest::Ends { epoch, .. }
                 | UnitRequest::Repair { epoch, .. }
                 | UnitRequest::Lacking { epoch, .. },
