@@ -263,6 +263,26 @@ impl Cluster {
         }
     }
 
+    /// Has the layout note durably that what is lost in `from..to` is about to be given up.
+    pub(crate) async fn note_given_up(
+        &self,
+        from: Position,
+        to: Position,
+        deadline: Time,
+    ) -> Result<(), Failure> {
+        let request = Request::Layout(LayoutRequest::GiveUp { from, to });
+        let message = request.into_message(Bytes::new());
+        let mut last = None;
+        for server in &self.layout_servers {
+            match call(&self.network, server, message.clone(), deadline).await {
+                Ok((Response::Layout(LayoutResponse::Heard), _)) => return Ok(()),
+                Ok(_) => last = Some(garbage(server, "an answer of another role")),
+                Err(failure) => last = Some(failure),
+            }
+        }
+        Err(last.expect("a client knows a layout server"))
+    }
+
     /// Keeps the layout up to date; runs until it is dropped.
     pub(crate) async fn follow(self: Arc<Self>) {
         let (mut turn, mut backoff) = (0, Backoff::default());

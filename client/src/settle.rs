@@ -143,10 +143,37 @@ impl Settler {
             if lost.is_empty() {
                 return Ok(given_up);
             }
-            let what = What::GiveUp(lost.iter().copied().collect());
+            let what = What::GiveUp(self.note_given_up(&lost, deadline).await?);
             let found = self.find(what, epoch, deadline).await?;
             given_up.extend(found.junk_at.intersection(&lost));
             asked.append(&mut lost);
+        }
+    }
+
+    /// Units that are out may still have what is given up, and may not bring it back: the layout has to know before anybody
+    /// turns it into junk. Answers what it knows now, that is what is closed.
+    async fn note_given_up(
+        &self,
+        lost: &BTreeSet<Position>,
+        deadline: Time,
+    ) -> Result<Vec<Position>, LogError> {
+        let mut attempts = Attempts::new(&self.cluster, deadline);
+        loop {
+            let view = self.cluster.view();
+            let closed = lost.iter().copied().filter(|p| view.layout().is_closed(*p));
+            let closed: Vec<_> = closed.collect();
+            let (Some(from), Some(last)) = (closed.first(), closed.last()) else {
+                return Ok(closed);
+            };
+            let deadline = attempts.call_deadline();
+            match self
+                .cluster
+                .note_given_up(*from, last.next(), deadline)
+                .await
+            {
+                Ok(()) => return Ok(closed),
+                Err(failure) => attempts.after(view.epoch(), failure).await?,
+            }
         }
     }
 

@@ -86,7 +86,10 @@ fn unit_requests() -> Vec<(UnitRequest, Bytes)> {
             settled: from,
             items: vec![(from, WireValue::Junk)],
         },
-        UnitRequest::Rejoin { epoch: Epoch(2) },
+        UnitRequest::Rejoin {
+            epoch: Epoch(2),
+            below: to,
+        },
         UnitRequest::Lacking {
             epoch,
             from,

@@ -49,8 +49,9 @@ pub(crate) struct Change {
 /// The segments of the layout after `old`, which starts at `start`.
 pub(crate) fn next_segments(old: &Layout, start: Position, change: &Change) -> Vec<Segment> {
     let mut segments = old.segments.clone();
+    let active = segments.last().cloned();
     for segment in &mut segments {
-        list(segment, &change.copied);
+        list(segment, &change.copied, active.as_ref());
         drop_units(segment, &change.gone);
     }
     if !change.joins.is_empty() {
@@ -60,14 +61,24 @@ pub(crate) fn next_segments(old: &Layout, start: Position, change: &Change) -> V
     merge(segments)
 }
 
-/// Who has everything is a replica from now on.
-fn list(segment: &mut Segment, copied: &BTreeSet<UnitIndex>) {
+/// Who has everything is a replica from now on: behind the others, or where the active chain has it, so that segments can
+/// become one again. Who was listed before keeps its place among the others; so a new tail holds what is settled, only.
+fn list(segment: &mut Segment, copied: &BTreeSet<UnitIndex>, active: Option<&Segment>) {
     let all = plants::active(Plant::ListedBeforeCopied);
     let ready = |joining: &Joining| all || copied.contains(&joining.unit);
+    let alike = active.filter(|active| active.maps_like(segment));
     for Joining { chain, unit } in segment.joining.iter().filter(|j| ready(j)) {
-        if let Some(chain) = segment.chains.get_mut(usize::from(*chain)) {
-            chain.push(*unit);
-        }
+        let index = usize::from(*chain);
+        let Some(chain) = segment.chains.get_mut(index) else {
+            continue;
+        };
+        let order = alike.and_then(|active| active.chains.get(index));
+        let place = |unit: &UnitIndex| order?.iter().position(|u| u == unit);
+        let at = place(unit).and_then(|own| {
+            let behind = |other: &UnitIndex| place(other).is_some_and(|at| at > own);
+            chain.iter().position(behind)
+        });
+        chain.insert(at.unwrap_or(chain.len()), *unit);
     }
     segment.joining.retain(|joining| !ready(joining));
 }
@@ -97,7 +108,8 @@ fn join(segments: &mut Vec<Segment>, start: Position, joins: &[(u16, UnitIndex)]
     }
 }
 
-/// Closed segments whose chains want more replicas are given units of the active one: those of the same chain first.
+/// Closed segments whose chains want more replicas are given units of the active one: those of the same chain, so that the
+/// two can become one segment again, and others only where no chain is the same.
 fn refill(segments: &mut [Segment], wanted: usize) {
     let Some((last, closed)) = segments.split_last_mut() else {
         return;
@@ -105,8 +117,12 @@ fn refill(segments: &mut [Segment], wanted: usize) {
     for segment in closed {
         let alike = segment.maps_like(last);
         for index in 0..segment.chains.len() {
-            let same = last.chains.get(index).filter(|_| alike);
-            let candidates = same.into_iter().chain(&last.chains).flatten();
+            let candidates = if alike {
+                last.chains.get(index..=index)
+            } else {
+                last.chains.get(..)
+            };
+            let candidates = candidates.into_iter().flatten().flatten();
             for unit in candidates {
                 let chain = u16::try_from(index).unwrap_or(u16::MAX);
                 let joining = segment.joining.iter().filter(|j| j.chain == chain).count();
@@ -269,6 +285,59 @@ mod tests {
         let three = next(&two, 11, &change);
         assert_eq!(three.segments.len(), 1);
         assert_eq!(three.segments[0].chains[1], [UnitIndex(2)]);
+    }
+
+    fn joins(chain: u16, unit: u16) -> Change {
+        Change {
+            joins: vec![(chain, UnitIndex(unit))],
+            ..Change::default()
+        }
+    }
+
+    fn copied(unit: u16) -> Change {
+        Change {
+            copied: units(&[unit]),
+            ..Change::default()
+        }
+    }
+
+    #[test]
+    fn replicas_that_are_complete_in_another_order_than_they_came_make_one_segment() {
+        let mut layout = first();
+        layout.redundancy.replicas = 3;
+        layout.segments[0].chains = vec![[0, 1, 2].map(UnitIndex).to_vec()];
+        let gone = units(&[0, 1]);
+        let change = Change {
+            gone,
+            ..Change::default()
+        };
+        layout = next(&layout, 7, &change);
+        layout = next(&layout, 9, &joins(0, 1));
+        layout = next(&layout, 11, &joins(0, 0));
+        layout = next(&layout, 13, &copied(0));
+        layout = next(&layout, 15, &copied(1));
+        let chains = [[2, 1, 0].map(UnitIndex).to_vec()];
+        assert_eq!(layout.segments.len(), 1, "{:?}", layout.segments);
+        assert_eq!(layout.segments[0].chains, chains);
+    }
+
+    #[test]
+    fn closed_parts_are_given_to_the_units_of_their_own_chain() {
+        let gone = units(&[1, 3]);
+        let change = Change {
+            gone,
+            ..Change::default()
+        };
+        let mut layout = next(&first(), 7, &change);
+        // The second chain has a new unit; the first one still waits for its own.
+        layout = next(&layout, 9, &joins(1, 4));
+        let (chain, unit) = (1, UnitIndex(4));
+        assert_eq!(layout.segments[0].joining, [Joining { chain, unit }]);
+        layout = next(&layout, 11, &joins(0, 1));
+        for unit in [4, 1] {
+            layout = next(&layout, 13, &copied(unit));
+        }
+        assert_eq!(layout.segments.len(), 1, "{:?}", layout.segments);
     }
 
     #[test]

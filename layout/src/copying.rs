@@ -30,6 +30,8 @@ const ASKED: u32 = 1_024;
 const BATCH: usize = 256;
 /// What nobody could give is looked for again after this long.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// A unit that gets on no more lets another one have its turn after this long.
+const TURN: Duration = Duration::from_secs(2);
 
 /// Names a step of copying; never used twice by one core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,6 +58,8 @@ pub(crate) struct Copying {
     told: Position,
     /// Nothing is begun before: the bound on bytes, or a pause.
     not_before: Time,
+    /// When it got on last.
+    progress_at: Time,
     entries: u64,
     bytes: u64,
 }
@@ -91,6 +95,7 @@ impl Copying {
             trimmed,
             told: Position::ZERO,
             not_before: now,
+            progress_at: now,
             entries: 0,
             bytes: 0,
         }
@@ -123,13 +128,14 @@ impl Copying {
         self.from == Position::MAX && self.waiting.is_empty() && self.steps.is_empty()
     }
 
-    fn begin_again(&mut self, now: Time) {
+    /// Begins another pass. Answers to what is under way are ignored.
+    fn begin_again(&mut self) {
         self.from = Position::ZERO;
+        self.asking = false;
         self.lacked = 0;
+        self.waiting.clear();
+        self.steps.clear();
         self.nowhere_before = self.nowhere.take();
-        if self.nowhere_before.is_some() {
-            self.not_before = now.after(LOOK_AGAIN);
-        }
     }
 
     /// Takes what the unit lacks.
@@ -206,13 +212,17 @@ impl Copying {
 impl LayoutCore {
     /// Goes on with copying, or begins with it, if there is anything to be copied.
     pub(crate) fn copy_on(&mut self) {
+        let now = self.now;
+        self.end_turn();
         if self.copying.is_none() {
-            let Some(target) = self.next_target() else {
+            let Some((_, target)) = self.next_target().filter(|(at, _)| *at <= now) else {
                 return;
             };
-            self.copying = Some(Copying::new(target, self.trimmed, self.now));
+            let aside = self.copying_aside.remove(&target);
+            let mut copying = aside.unwrap_or_else(|| Copying::new(target, self.trimmed, now));
+            copying.progress_at = now;
+            self.copying = Some(copying);
         }
-        let now = self.now;
         while let Some(copying) = &mut self.copying
             && let Some(step) = copying.next_step(now)
         {
@@ -222,14 +232,35 @@ impl LayoutCore {
             return;
         };
         if copying.lacked > 0 {
-            copying.begin_again(now);
-            return;
+            let nowhere = copying.nowhere.is_some();
+            copying.begin_again();
+            if nowhere {
+                self.put_aside();
+            }
+            return self.copy_on();
         }
         let target = copying.target;
         self.copying = None;
         self.copied.insert(target);
         let name = self.unit_name(target).clone();
         self.gather(format!("{name} has got everything"));
+    }
+
+    /// A unit that cannot take what it lacks does not keep it from others.
+    fn end_turn(&mut self) {
+        let now = self.now;
+        let stuck = |c: &&mut Copying| c.not_before.max(c.progress_at).after(TURN) <= now;
+        if let Some(copying) = self.copying.as_mut().filter(stuck) {
+            copying.begin_again();
+            self.put_aside();
+        }
+    }
+
+    fn put_aside(&mut self) {
+        if let Some(mut copying) = self.copying.take() {
+            copying.not_before = self.now.after(LOOK_AGAIN);
+            self.copying_aside.insert(copying.target, copying);
+        }
     }
 
     fn begin_step(&mut self, step: Step) {
@@ -241,19 +272,32 @@ impl LayoutCore {
         }
     }
 
-    fn next_target(&self) -> Option<UnitIndex> {
+    /// Who is copied to next, and when: whoever had no turn yet, then who had one longest ago.
+    fn next_target(&self) -> Option<(Time, UnitIndex)> {
         let layout = self.history.current()?;
         let joining = layout.segments.iter().flat_map(|s| &s.joining);
         let joining = joining.map(|j| j.unit);
-        joining.filter(|unit| !self.copied.contains(unit)).min()
+        let lacking = joining.filter(|unit| !self.copied.contains(unit));
+        let turn = |unit| {
+            let aside = self.copying_aside.get(&unit);
+            (aside.map_or_else(Time::default, |c| c.not_before), unit)
+        };
+        lacking.map(turn).min()
     }
 
     /// When copying can go on.
     pub(crate) fn copy_at(&self) -> Option<Time> {
-        let copying = self.copying.as_ref()?;
-        (copying.not_before > self.now
-            || copying.from == Position::ZERO && copying.steps.is_empty())
-        .then_some(copying.not_before)
+        let Some(copying) = &self.copying else {
+            return self.next_target().map(|(at, _)| at);
+        };
+        let turn_ends = copying.not_before.max(copying.progress_at).after(TURN);
+        let begins = copying.not_before > self.now
+            || copying.from == Position::ZERO && copying.steps.is_empty();
+        Some(if begins {
+            copying.not_before
+        } else {
+            turn_ends
+        })
     }
 
     /// The replica that is asked for a batch.
@@ -322,8 +366,13 @@ impl LayoutCore {
             Response::Refused(refusal) => Err(refusal.to_string()),
             other => Err(format!("an answer that does not fit: {other:?}")),
         };
-        if let (Err(_), Some(copying)) = (&result, &mut self.copying) {
-            copying.steps.insert(id, step);
+        if let Some(copying) = &mut self.copying {
+            match &result {
+                Ok(()) => copying.progress_at = self.now,
+                Err(_) => {
+                    copying.steps.insert(id, step);
+                }
+            }
         }
         if result.is_ok() {
             self.care();
@@ -383,7 +432,12 @@ impl LayoutCore {
 
     /// What is being copied, for people.
     pub(crate) fn facts_of_copying(&self) -> Option<String> {
-        let copying = self.copying.as_ref()?;
+        let all = self.copying.iter().chain(self.copying_aside.values());
+        let words: Vec<_> = all.map(|copying| self.fact_of(copying)).collect();
+        (!words.is_empty()).then(|| words.join("; "))
+    }
+
+    fn fact_of(&self, copying: &Copying) -> String {
         let name = self.unit_name(copying.target);
         let (entries, mb) = (copying.entries, copying.bytes / 1_000_000);
         let mut words = format!("{name} has got {entries} entries ({mb} MB)");
@@ -392,9 +446,9 @@ impl LayoutCore {
         }
         if let Some(position) = copying.nowhere.or(copying.nowhere_before) {
             words.push_str(&format!(
-                "; {position} is lost on every replica: `milonga log fill --give-up-lost` gives it up"
+                ", {position} is lost on every replica: `milonga log fill --give-up-lost` gives it up"
             ));
         }
-        Some(words)
+        words
     }
 }

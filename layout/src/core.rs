@@ -59,6 +59,8 @@ pub struct LayoutCore {
     pub(crate) joining: Joining,
     /// What units are being given.
     pub(crate) copying: Option<Copying>,
+    /// What units are to be given that others go before.
+    pub(crate) copying_aside: BTreeMap<UnitIndex, Copying>,
     pub(crate) next_step: u64,
     /// The highest trim mark that was reported when the current epoch was made.
     pub(crate) trimmed: Position,
@@ -72,7 +74,8 @@ pub struct LayoutCore {
     /// Since when a unit says, in the run that was opened, that it serves nothing.
     not_serving: BTreeMap<ServerName, Time>,
     gets: Gets,
-    storing: Option<(StoreId, StoreChange)>,
+    /// Who waits for them: a call, or the phase.
+    storing: BTreeMap<StoreId, (StoreChange, Option<CallId>)>,
     next_store: u64,
     effects: VecDeque<LayoutEffect>,
 }
@@ -125,6 +128,7 @@ impl LayoutCore {
             unresponsive: BTreeMap::new(),
             joining: Joining::default(),
             copying: None,
+            copying_aside: BTreeMap::new(),
             next_step: 0,
             trimmed: Position::ZERO,
             copied: BTreeSet::new(),
@@ -133,7 +137,7 @@ impl LayoutCore {
             published: None,
             not_serving: BTreeMap::new(),
             gets: Gets::default(),
-            storing: None,
+            storing: BTreeMap::new(),
             next_store: 0,
             effects: VecDeque::new(),
         })
@@ -164,6 +168,7 @@ impl LayoutCore {
                     self.answer_get(call, known);
                 }
             }
+            LayoutRequest::GiveUp { from, to } => self.give_up(call, from, to),
         }
     }
 
@@ -191,21 +196,21 @@ impl LayoutCore {
     /// Takes the outcome of a `Store`.
     pub fn stored(&mut self, now: Time, store: StoreId, outcome: Result<(), StoreError>) {
         self.pass(now);
-        let Some((id, change)) = self.storing.take() else {
+        let Some((change, call)) = self.storing.remove(&store) else {
             return;
         };
-        if id != store {
-            self.storing = Some((id, change));
-            return;
-        }
         let applied = outcome.map_err(|error| error.to_string());
         let applied = applied.and_then(|()| self.history.apply(&change).map_err(|e| e.to_string()));
-        match applied {
-            Ok(()) => self.change_stored(),
+        match (applied, call) {
+            (Ok(()), None) => self.change_stored(),
+            (Ok(()), Some(call)) => self.reply(call, LayoutResponse::Heard),
             // Whether it is durable is unknown, so nothing may be decided any more by this process.
-            Err(why) => {
+            (Err(why), call) => {
                 self.courier.forget();
-                self.phase = Phase::Halted { why };
+                self.phase = Phase::Halted { why: why.clone() };
+                if let Some(call) = call {
+                    self.refuse(call, Refusal::Busy { what: why });
+                }
             }
         }
     }
@@ -349,10 +354,31 @@ impl LayoutCore {
 
     /// The current phase waits for this change to be durable.
     pub(crate) fn store(&mut self, change: StoreChange) {
+        self.store_for(None, change);
+    }
+
+    fn store_for(&mut self, call: Option<CallId>, change: StoreChange) {
         let id = StoreId(self.next_store);
         self.next_store += 1;
-        self.storing = Some((id, change.clone()));
+        self.storing.insert(id, (change.clone(), call));
         self.effect(LayoutEffect::Store { id, change });
+    }
+
+    /// An operator is about to give up what is lost in `from..to`. It is noted first: from then on nobody is taken in who
+    /// may have kept some of it. Never while a reconfiguration is under way, which may have chosen already whom it takes in.
+    fn give_up(&mut self, call: CallId, from: Position, to: Position) {
+        let start = self.published().map_or(Position::ZERO, |l| l.start);
+        if from >= to || to > start {
+            let why = format!(
+                "{from}..{to} cannot be given up: only what lies below {start}, the start of the current epoch, can be judged"
+            );
+            return self.refuse(call, Refusal::Malformed { why });
+        }
+        if !self.is_published() || !self.storing.is_empty() {
+            let what = "a reconfiguration is under way".to_owned();
+            return self.refuse(call, Refusal::Busy { what });
+        }
+        self.store_for(Some(call), StoreChange::GivenUp { from, to });
     }
 
     /// Hands the current layout out from now on, also to those who wait.
@@ -375,6 +401,7 @@ impl LayoutCore {
         tracing::info!(%cause, epoch = %self.history.next_epoch(), "reconfiguration");
         self.courier.forget();
         self.copying = None;
+        self.copying_aside.clear();
         self.joining.interrupted();
         self.phase = Phase::Gather {
             cause,

@@ -20,6 +20,8 @@ pub struct History {
     pub(crate) intent: Option<Epoch>,
     pub(crate) starts: BTreeMap<Epoch, Position>,
     pub(crate) opened: BTreeMap<UnitId, Epoch>,
+    /// All that was ever given up lies in here.
+    pub(crate) given_up: Option<(Position, Position)>,
 }
 
 /// A change of the history; durable before it counts.
@@ -44,6 +46,13 @@ pub enum StoreChange {
         epoch: Epoch,
         /// Who confirmed.
         units: Vec<UnitId>,
+    },
+    /// What is lost there is given up: whoever is out now may not bring it back (rule 11).
+    GivenUp {
+        /// First position.
+        from: Position,
+        /// End, exclusive.
+        to: Position,
     },
 }
 
@@ -107,6 +116,14 @@ impl History {
         self.opened.get(&unit).copied()
     }
 
+    /// Where a unit that comes back has to begin to forget, as others may have given up what it holds; `MAX` if nothing
+    /// above the trim mark was.
+    #[must_use]
+    pub fn given_up_from(&self, trimmed: Position) -> Position {
+        let given_up = self.given_up.filter(|(_, to)| *to > trimmed);
+        given_up.map_or(Position::MAX, |(from, _)| from)
+    }
+
     /// Last committed epoch, 0 before genesis.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
@@ -159,6 +176,10 @@ impl History {
                     return Err(HistoryError::Parent { current, expected });
                 }
                 self.opened.extend(units.iter().map(|unit| (*unit, *epoch)));
+            }
+            StoreChange::GivenUp { from, to } => {
+                let (low, high) = self.given_up.unwrap_or((*from, *to));
+                self.given_up = Some((low.min(*from), high.max(*to)));
             }
         }
         Ok(())

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use milonga_protocol::{Epoch, ServerName, Time, UnitId, UnitIndex};
+use milonga_protocol::{Epoch, Position, ServerName, Time, UnitId, UnitIndex};
 
 use crate::algebra;
 use crate::core::LayoutCore;
 use crate::phase::{Errand, Phase, Runs};
 use crate::planner::Join;
+use crate::suspicion::ANSWERS_WITHIN;
 
 /// A unit that was given up comes back this long after, and twice as long after each further time.
 const FIRST_PENANCE: Duration = Duration::from_millis(250);
@@ -19,13 +20,23 @@ const TRUSTED_AFTER: Duration = Duration::from_secs(300);
 /// What is known of units that are in no chain.
 #[derive(Debug, Default)]
 pub(crate) struct Joining {
-    /// They forgot what they do not surely know, and write nothing before they are opened; with the chain that wants them.
-    ready: BTreeMap<ServerName, (UnitId, u16)>,
-    /// They are being asked to.
-    asked: BTreeSet<ServerName>,
-    /// Since when some chain wants more replicas.
-    vacant_since: Option<Time>,
+    /// They forgot what they do not surely know, and write nothing before they are opened.
+    ready: BTreeMap<ServerName, Ready>,
+    /// They are being asked to, since when.
+    asked: BTreeMap<ServerName, Time>,
+    /// Chains that want more replicas, each since when.
+    vacant_since: BTreeMap<u16, Time>,
     given_up: BTreeMap<ServerName, GivenUp>,
+}
+
+/// A unit that can join.
+#[derive(Clone, Copy, Debug)]
+struct Ready {
+    id: UnitId,
+    /// The chain that wants it.
+    chain: u16,
+    /// It kept what lies below, at most.
+    kept_below: Position,
 }
 
 /// How often a unit was given up, and when last.
@@ -63,13 +74,13 @@ impl Joining {
 impl LayoutCore {
     /// A layout was published: notes whether chains want more replicas.
     pub(crate) fn note_vacancies(&mut self) {
-        let layout = self.history.current();
-        let vacant = layout.is_some_and(|l| algebra::vacancies(l).next().is_some());
-        if !vacant {
-            self.joining.vacant_since = None;
-        } else if self.joining.vacant_since.is_none() {
-            self.joining.vacant_since = Some(self.now);
-        }
+        let Some(layout) = self.history.current() else {
+            return;
+        };
+        let before = std::mem::take(&mut self.joining.vacant_since);
+        let since = |chain| before.get(&chain).copied().unwrap_or(self.now);
+        let vacant = algebra::vacancies(layout).map(|(chain, _)| (chain, since(chain)));
+        self.joining.vacant_since = vacant.collect();
     }
 
     /// A layout was committed: who is in it, and who was given up.
@@ -89,10 +100,10 @@ impl LayoutCore {
     /// The next unit that may come into a chain, and when.
     fn candidate(&self) -> Option<(&ServerName, u16, Time)> {
         let layout = self.history.current()?;
-        let vacant_since = self.joining.vacant_since?;
         let free: Vec<_> = self.free_units().collect();
-        let chains = algebra::vacancies(layout).map(|(chain, _)| chain);
-        let candidates = chains.flat_map(|chain| {
+        let vacant = |(chain, _)| Some((chain, *self.joining.vacant_since.get(&chain)?));
+        let chains = algebra::vacancies(layout).filter_map(vacant);
+        let candidates = chains.flat_map(|(chain, vacant_since)| {
             free.iter().map(move |name| {
                 let home = self.plan.home(name) == Some(chain);
                 let spare_at = vacant_since.after(if home {
@@ -120,31 +131,44 @@ impl LayoutCore {
         distinct.into_iter().filter(free)
     }
 
-    /// Asks the next candidate to forget what it does not surely know.
+    /// Asks the next candidate to forget what it does not surely know. One that does not answer lets others go first.
     fn invite(&mut self) {
+        let late = |(_, since): &(&ServerName, &Time)| since.after(ANSWERS_WITHIN) <= self.now;
+        let silent = self.joining.asked.iter().filter(late);
+        for name in silent.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+            self.joining.asked.remove(&name);
+            self.does_not_answer(name);
+        }
         let Some((name, chain, _)) = self.candidate().filter(|(_, _, at)| *at <= self.now) else {
             return;
         };
         let name = name.clone();
         let unit = self.heard.last(&name).and_then(|hello| hello.unit);
-        if let Some((id, place)) = self.joining.ready.get_mut(&name)
-            && unit.is_some_and(|unit| unit.id == *id)
+        let below = self.history.given_up_from(self.trimmed);
+        if let Some(ready) = self.joining.ready.get_mut(&name)
+            && unit.is_some_and(|unit| unit.id == ready.id)
+            && ready.kept_below <= below
         {
-            *place = chain;
+            ready.chain = chain;
             return self.gather(format!("{name} can take a place in a chain"));
         }
-        if self.joining.asked.insert(name.clone()) {
-            self.send(Errand::Rejoin(name), 0);
+        if !self.joining.asked.contains_key(&name) {
+            self.joining.asked.insert(name.clone(), self.now);
+            self.send(Errand::Rejoin(name, below), 0);
         }
     }
 
-    /// It has.
-    pub(crate) fn can_join(&mut self, name: ServerName) {
+    /// It has, and kept at most what lies below the position.
+    pub(crate) fn can_join(&mut self, name: ServerName, kept_below: Position) {
         self.joining.asked.remove(&name);
         let unit = self.heard.last(&name).and_then(|hello| hello.unit);
         if let Some(unit) = unit {
-            let chain = self.plan.home(&name).unwrap_or_default();
-            self.joining.ready.insert(name, (unit.id, chain));
+            let ready = Ready {
+                id: unit.id,
+                chain: self.plan.home(&name).unwrap_or_default(),
+                kept_below,
+            };
+            self.joining.ready.insert(name, ready);
             self.care();
         }
     }
@@ -156,20 +180,23 @@ impl LayoutCore {
         };
         let mut places: Vec<_> = algebra::vacancies(layout).collect();
         let mut joins = Vec::new();
-        for (name, (id, chain)) in &self.joining.ready {
+        // Something may have been given up since they were asked.
+        let given_up = self.history.given_up_from(self.trimmed);
+        for (name, ready) in &self.joining.ready {
+            let (id, chain) = (ready.id, ready.chain);
             let unit = self.heard.fresh(self.now, name).and_then(|h| h.unit);
-            let there = unit.is_some_and(|unit| unit.id == *id) && self.can_serve(name);
+            let there = unit.is_some_and(|unit| unit.id == id) && self.can_serve(name);
             let inside = members.iter().any(|unit| self.unit_name(*unit) == name);
-            if !there || inside {
+            if !there || inside || ready.kept_below > given_up {
                 continue;
             }
-            let open = |(place, missing): &&mut (u16, usize)| place == chain && *missing > 0;
+            let open = |(place, missing): &&mut (u16, usize)| *place == chain && *missing > 0;
             if let Some((_, missing)) = places.iter_mut().find(open) {
                 *missing -= 1;
                 joins.push(Join {
                     name: name.clone(),
-                    id: *id,
-                    chain: *chain,
+                    id,
+                    chain,
                 });
             }
         }
@@ -190,6 +217,10 @@ impl LayoutCore {
 
     /// Looks whether chains can be given back what they lost.
     pub(crate) fn care(&mut self) {
+        // Only what is settled may be given to somebody.
+        if self.settled.is_broken() {
+            return;
+        }
         if matches!(self.phase, Phase::Idle) {
             self.copy_on();
         }
@@ -200,11 +231,12 @@ impl LayoutCore {
 
     /// When there is something to look at again.
     pub(crate) fn care_at(&self) -> Option<Time> {
-        let invited = |(name, _, at): (&ServerName, u16, Time)| {
-            (!self.joining.asked.contains(name)).then_some(at)
-        };
-        let invite = self.candidate().and_then(invited);
-        [invite, self.copy_at()].into_iter().flatten().min()
+        let invite = self.candidate().map(|(name, _, at)| {
+            let asked = self.joining.asked.get(name);
+            asked.map_or(at, |since| since.after(ANSWERS_WITHIN))
+        });
+        let times = [invite, self.copy_at()].into_iter().flatten();
+        times.min().filter(|_| !self.settled.is_broken())
     }
 
     // ---------------------------------------------------------------------------------------- for people

@@ -210,7 +210,7 @@ impl LayoutCore {
             | Errand::Collect(unit)
             | Errand::Open(unit)
             | Errand::Settled(unit) => self.unit_name(*unit).clone(),
-            Errand::Rejoin(name) => name.clone(),
+            Errand::Rejoin(name, _) => name.clone(),
             Errand::Copy(step) => self.whom_to_copy(*step),
             Errand::SealSequencer | Errand::Bootstrap | Errand::Settle(_) => self.sequencer.clone(),
         }

@@ -119,8 +119,8 @@ pub(crate) enum Errand {
     /// Repeated by the settler itself.
     Settle(settle::SendId),
     Settled(UnitIndex),
-    /// Beside all phases: to a unit that is in no chain.
-    Rejoin(ServerName),
+    /// Beside all phases: to a unit that is in no chain, which may keep what lies below the position.
+    Rejoin(ServerName, Position),
     /// A step of copying.
     Copy(StepId),
 }

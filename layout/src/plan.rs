@@ -199,18 +199,14 @@ impl ClusterPlan {
 }
 
 impl ClusterPlan {
-    /// Whether the layout's chains can have come from these: units come and go, chains stay.
+    /// Whether the layout's chains can have come from these: the first layout named the units of the plan in order, and
+    /// none of them loses its number. Later any of them, and any spare, may have taken a place in any chain.
     fn fits(&self, layout: &Layout) -> bool {
         let chains = chains_of(layout);
-        let at_home = (0..).zip(&chains).all(|(chain, names)| {
-            let mut names = names.iter();
-            names.all(|name| match self.home(name) {
-                Some(home) => home == chain,
-                None => self.spare_units.contains(name),
-            })
-        });
-        let known = |name: &ServerName| layout.units.iter().any(|unit| unit.name == *name);
-        at_home && chains.len() == self.units.len() && self.unit_names().all(known)
+        let mut names = layout.units.iter().map(|unit| &unit.name);
+        let made_of_these = self.unit_names().all(|name| names.next() == Some(name));
+        let known = |name| self.home(name).is_some() || self.spare_units.contains(name);
+        made_of_these && chains.len() == self.units.len() && chains.iter().flatten().all(known)
     }
 }
 
@@ -267,10 +263,19 @@ mod tests {
         let mut other = layout;
         other.segments[0].chains[0].pop();
         assert_eq!(good.check(Some(&other)), Ok(()));
-        other.units[3].name = "unit-3".into();
-        let spare = plan(&[&["unit-1a", "unit-1b"], &["unit-2a"]]);
-        let spare = spare.with_spare_units(vec!["unit-3".into()], SPARE_AFTER);
-        assert_eq!(spare.check(Some(&other)), Ok(()));
+        let unit = milonga_protocol::UnitRef {
+            name: "unit-3".into(),
+            id: milonga_protocol::UnitId(9),
+        };
+        other.units.push(unit);
+        other.segments[0].chains[0].push(UnitIndex(4));
+        assert!(good.check(Some(&other)).is_err(), "nobody named it");
+        let good = good.with_spare_units(vec!["unit-3".into()], SPARE_AFTER);
+        assert_eq!(good.check(Some(&other)), Ok(()));
+        // A unit that took a place in another chain than its own.
+        other.segments[0].chains[1].pop();
+        other.segments[0].chains[1].push(UnitIndex(1));
+        assert_eq!(good.check(Some(&other)), Ok(()));
     }
 
     #[test]

@@ -273,9 +273,9 @@ impl LayoutCore {
                 };
                 (self.unit_name(*unit), Request::Unit(request))
             }
-            (Errand::Rejoin(name), Phase::Idle) => {
-                let epoch = self.history.next_epoch();
-                (name, Request::Unit(UnitRequest::Rejoin { epoch }))
+            (Errand::Rejoin(name, below), Phase::Idle) => {
+                let (epoch, below) = (self.history.next_epoch(), *below);
+                (name, Request::Unit(UnitRequest::Rejoin { epoch, below }))
             }
             _ => return self.request_after_commit(errand),
         };
@@ -291,8 +291,8 @@ impl LayoutCore {
     ) -> Result<(), String> {
         match (errand, response) {
             (Errand::Copy(step), response) => self.copy_answered(*step, response, body),
-            (Errand::Rejoin(name), Response::Unit(UnitResponse::Done)) => {
-                self.can_join(name.clone());
+            (Errand::Rejoin(name, below), Response::Unit(UnitResponse::Done)) => {
+                self.can_join(name.clone(), *below);
                 Ok(())
             }
             (Errand::Seal(unit), Response::Unit(UnitResponse::Sealed(report))) => {

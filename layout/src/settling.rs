@@ -44,6 +44,11 @@ impl Notes {
         facts
     }
 
+    /// Whether something could not be settled.
+    pub(crate) const fn is_broken(&self) -> bool {
+        self.broken.is_some()
+    }
+
     fn note(&mut self, winners: Vec<(Position, Winner)>) {
         for (position, winner) in winners {
             if winner == Winner::Lost {

@@ -18,7 +18,7 @@ use crate::history::{History, HistoryError, StoreChange};
 use records::Header;
 
 /// Version of the store's tables and records.
-pub const STORE_VERSION: u16 = 2;
+pub const STORE_VERSION: u16 = 3;
 /// The oldest version that can still be read; the next change writes the newest.
 const OLDEST_VERSION: u16 = 1;
 /// The history is small; redb's default would be a gigabyte.
@@ -29,6 +29,7 @@ const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("milonga_lay
 /// Key of the record that says what a file is; the history on raft has the same.
 pub(crate) const HEADER: &str = "header";
 const INTENT: &str = "intent";
+const GIVEN_UP: &str = "given up";
 /// Epoch to its layout; the last one is the current one.
 const LAYOUTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("layouts");
 /// Epoch to its start: read whole at each open, unlike the layouts.
@@ -244,6 +245,7 @@ impl File<'_> {
         let mut records = Records {
             header: value(HEADER)?.unwrap_or_default(),
             intent: value(INTENT)?,
+            given_up: value(GIVEN_UP)?,
             ..Records::default()
         };
         if let Some(entry) = read.open_table(LAYOUTS)?.last()? {
@@ -266,12 +268,14 @@ impl File<'_> {
         let header = Header::decode(&records.header).map_err(|why| self.damaged(why))?;
         let intent = records.intent.as_deref().map(records::decode_intent);
         let layout = records.layout.as_deref().map(records::decode_layout);
+        let given_up = records.given_up.as_deref().map(records::decode_given_up);
         let history = History {
             cluster: header.cluster,
             current: layout.transpose().map_err(|why| self.damaged(why))?,
             intent: intent.transpose().map_err(|why| self.damaged(why))?,
             starts: records.starts.into_iter().collect(),
             opened: records.opened.into_iter().collect(),
+            given_up: given_up.transpose().map_err(|why| self.damaged(why))?,
         };
         history.check().map_err(|why| self.damaged(why))?;
         Ok(history)
@@ -296,6 +300,15 @@ impl File<'_> {
                 let mut opened = write.open_table(OPENED)?;
                 for unit in units {
                     opened.insert(unit.0, epoch.0)?;
+                }
+            }
+            StoreChange::GivenUp { .. } => {
+                if let Some(range) = next.given_up {
+                    let record = records::encode_given_up(range);
+                    let mut meta = write.open_table(META)?;
+                    let header = Header::new(next.cluster).encode();
+                    meta.insert(HEADER, header.as_slice())?;
+                    meta.insert(GIVEN_UP, record.as_slice())?;
                 }
             }
         }
@@ -356,6 +369,7 @@ pub(crate) fn header_of<H>(
 struct Records {
     header: Vec<u8>,
     intent: Option<Vec<u8>>,
+    given_up: Option<Vec<u8>>,
     layout: Option<Vec<u8>>,
     starts: Vec<(Epoch, Position)>,
     opened: Vec<(UnitId, Epoch)>,

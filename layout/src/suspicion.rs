@@ -20,7 +20,7 @@ const SILENT: Duration = Duration::from_millis(500);
 /// Who was never heard since this process began is waited for so long: everything may just be starting.
 const ABSENT: Duration = Duration::from_secs(3);
 /// A unit that says hello and does not do what it is asked for so long is taken for gone.
-const ANSWERS_WITHIN: Duration = Duration::from_millis(1_500);
+pub(crate) const ANSWERS_WITHIN: Duration = Duration::from_millis(1_500);
 /// It is asked again after this long.
 const UNRESPONSIVE_FOR: Duration = Duration::from_secs(5);
 
@@ -72,6 +72,12 @@ impl LayoutCore {
     /// Whether `name` said hello lately and did not do what it was asked for.
     fn is_unresponsive(&self, name: &ServerName) -> bool {
         self.unresponsive.get(name).is_some_and(|t| *t > self.now)
+    }
+
+    /// It is taken for gone for a while.
+    pub(crate) fn does_not_answer(&mut self, name: ServerName) {
+        let until = self.now.after(UNRESPONSIVE_FOR);
+        self.unresponsive.insert(name, until);
     }
 
     /// Whether `name` can be the sequencer, and was heard lately.
@@ -274,9 +280,7 @@ impl LayoutCore {
         };
         if since.after(ANSWERS_WITHIN) <= self.now {
             for unit in waits {
-                let name = self.unit_name(unit).clone();
-                self.unresponsive
-                    .insert(name, self.now.after(UNRESPONSIVE_FOR));
+                self.does_not_answer(self.unit_name(unit).clone());
             }
         }
         let cause = members.iter().find_map(|unit| {
@@ -349,8 +353,7 @@ impl LayoutCore {
         let why = if silent {
             "says nothing any more"
         } else {
-            let until = self.now.after(UNRESPONSIVE_FOR);
-            self.unresponsive.insert(name.clone(), until);
+            self.does_not_answer(name.clone());
             "does not answer"
         };
         self.gather(format!("{name} {why}"));

@@ -181,6 +181,126 @@ fn a_spare_takes_the_place_of_who_does_not_come_back() {
 }
 
 #[test]
+fn a_spare_that_does_not_answer_lets_the_next_one_go_first() {
+    let mut world = opened(46);
+    for spare in ["unit-3", "unit-4"] {
+        world.add_spare(spare);
+    }
+    (0..40).for_each(|_| world.append());
+    world.deaf = vec![name("unit-3")];
+    world.down = vec![name("unit-10")];
+    world.run_for(20_000);
+    let chains = chains(&mut world);
+    let (active, joining) = &chains[chains.len() - 1];
+    assert_eq!(
+        (&active[1][..], *joining),
+        (&["unit-11".into(), "unit-4".into()][..], 0)
+    );
+}
+
+#[test]
+fn a_copy_that_cannot_end_does_not_keep_others_out() {
+    let mut world = opened(47);
+    while world.acked.len() < 40 {
+        world.append();
+    }
+    let one = *world
+        .acked
+        .keys()
+        .find(|p| p.0 % 2 == 0)
+        .expect("on the first chain");
+    let gone = [name("unit-00"), name("unit-11")];
+    world.down = gone.to_vec();
+    world.run_for(1_500);
+    // Nobody can give the first chain's unit what it lacks.
+    for unit in ["unit-00", "unit-01"] {
+        world.units.get_mut(&name(unit)).expect("a unit").lose(one);
+    }
+    world.down.clear();
+    world.run_for(10_000);
+    let facts = world.core().facts();
+    assert!(
+        facts["copying"].contains("lost on every replica"),
+        "{facts:?}"
+    );
+    let chains = chains(&mut world);
+    let [(closed, 1), (active, 0)] = &chains[..] else {
+        panic!("{chains:?}");
+    };
+    assert_eq!(closed[0], ["unit-01"]);
+    assert_eq!(closed[1], ["unit-10", "unit-11"]);
+    assert_eq!(active[0], ["unit-01", "unit-00"]);
+}
+
+#[test]
+fn what_was_given_up_does_not_come_back_with_a_unit_that_was_out() {
+    for asked_before in [false, true] {
+        let mut world = opened(48);
+        while world.acked.len() < 40 {
+            world.append();
+        }
+        world.restart(&name("unit-10"));
+        world.run_for(1_500);
+        let one = *world
+            .acked
+            .keys()
+            .find(|p| p.0 % 2 == 0)
+            .expect("on the first chain");
+        world.down = vec![name("unit-00")];
+        world.run_for(1_500);
+        let alone = epoch(&world);
+        world
+            .units
+            .get_mut(&name("unit-01"))
+            .expect("a unit")
+            .lose(one);
+        let out = &world.units[&name("unit-00")];
+        assert!(out.cells.contains_key(&one), "it has it still");
+        if asked_before {
+            // It was asked to forget, and is not taken in before the operator comes.
+            world.down.clear();
+            let until = world.now.after(Duration::from_secs(1));
+            world.run_until(until, |world| {
+                if state(world).contains("can take a place") && epoch(world) == alone {
+                    world.down = vec![name("unit-10"), name("unit-11")];
+                }
+            });
+            assert_eq!(epoch(&world), alone);
+            world.down = vec![name("unit-00")];
+            world.run_for(2_000);
+        }
+        let (from, to, now) = (one, one.next(), world.now);
+        let request = LayoutRequest::GiveUp { from, to };
+        world.core().handle(now, CallId(77), request);
+        world.run_for(100);
+        let heard = (CallId(77), Response::Layout(LayoutResponse::Heard));
+        assert!(world.replies.contains(&heard), "{:?}", world.replies);
+        let unit = world.units.get_mut(&name("unit-01")).expect("a unit");
+        unit.give_up(one);
+        world.acked.remove(&one);
+        world.down.clear();
+        world.heal_and_check();
+        for unit in ["unit-00", "unit-01"] {
+            let cell = &world.units[&name(unit)].cells[&one];
+            assert_eq!(cell.0, milonga_protocol::Value::Junk, "at {unit}");
+        }
+        assert_eq!(chains(&mut world).len(), 1, "it is a replica again");
+        // Only what is closed can be given up.
+        let request = LayoutRequest::GiveUp {
+            from,
+            to: Position::MAX,
+        };
+        let now = world.now;
+        world.core().handle(now, CallId(78), request);
+        world.run_for(200);
+        let refused = |(call, response): &(CallId, Response)| {
+            *call == CallId(78) && matches!(response, Response::Refused(Refusal::Malformed { .. }))
+        };
+        assert!(world.replies.iter().any(refused));
+    }
+}
+
+#[test]
 fn who_goes_up_and_down_is_kept_out_for_longer_and_longer() {
     let mut world = opened(42);
     for _ in 0..12 {

@@ -146,8 +146,11 @@ impl Unit {
             (Ok(()), None) => self.trimmable(),
         };
         if below > most {
-            let why = format!("trim below {below}, but only what is below {most} is settled here");
-            return self.refuse(call, Refusal::Malformed { why });
+            // Of closed ranges it may not have been told yet.
+            let what = format!(
+                "settling: trim below {below}, but only what is below {most} is settled here"
+            );
+            return self.refuse(call, Refusal::Busy { what });
         }
         if below <= self.trimmed() {
             let below = self.trimmed();

@@ -86,7 +86,7 @@ impl Unit {
         let owned = self.held_of(position).is_some();
         if position >= self.trimmed() {
             if !owned {
-                return Slot::Known(UnitReadAnswer::NotMine);
+                return self.slot_of_joining(position);
             }
             // What is lost and just being given back is lost until it is durable: "pending" would say that it was never
             // settled.
@@ -100,6 +100,17 @@ impl Unit {
             }
         }
         self.stored_slot(position)
+    }
+
+    /// What is held of a range that is being given to this unit: never that something was not written (rule 5).
+    fn slot_of_joining(&self, position: Position) -> Slot {
+        if self.joining_range(position).is_none() {
+            return Slot::Known(UnitReadAnswer::NotMine);
+        }
+        match self.stored_slot(position) {
+            Slot::Known(UnitReadAnswer::Unwritten) => Slot::Known(lost_answer()),
+            held => held,
+        }
     }
 
     /// Whether nothing was ever held at `position`, as far as is known.

@@ -1,8 +1,8 @@
 //! Making an index of what was found in the segments, and judging damage (rule 27).
 //!
 //! Batches form a chain: each names the number of the one before it. Where the chain breaks, a batch is lost, and
-//! whatever it may have held (from the settled mark before the gap to `high` behind it, as far as it is not held
-//! elsewhere) is `Lost`, never `Unwritten`. Only behind the last batch that verifies is there no such evidence: what
+//! whatever it may have held (anything not trimmed, up to `high` behind the gap, as far as it is not held elsewhere: what is
+//! copied to a unit lies below its settled mark) is `Lost`, never `Unwritten`. Only behind the last batch that verifies is there no such evidence: what
 //! lies there is a torn write, is cut, and its chain decides (rule 9).
 
 use bytes::Bytes;
@@ -229,7 +229,7 @@ impl Rebuild {
         // Segments were removed behind one of which nothing was known.
         let unknown = self.out.last_batch == 0 && self.out.state.first_segment > 1;
         if previous != self.out.last_batch && !unknown {
-            self.suspect(self.out.mark, high);
+            self.suspect(self.out.state.trim, high);
         }
         let index = &mut self.out.index;
         index.void(lowest_high);

@@ -1,8 +1,8 @@
 //! Coming back into a chain, or into a first one: forget, and be given what is lacking (rules 10 and 19).
 //!
 //! What a unit holds below its settled mark is what every replica holds, for ever. What it holds above was decided by
-//! others while it was away. So it forgets all of that before any layout names it; from then on, everything it holds is
-//! true, and all it can do is lack something.
+//! others while it was away; so was what an operator gave up. So it forgets all of that before any layout names it; from
+//! then on, everything it holds is true, and all it can do is lack something.
 
 use bytes::Bytes;
 use milonga_protocol::limits::ITEMS_PER_MESSAGE;
@@ -16,13 +16,15 @@ use crate::unit::Unit;
 #[derive(Debug)]
 pub(crate) struct Rejoining {
     epoch: Epoch,
+    /// Only what lies below it may be kept.
+    below: Position,
     calls: Vec<CallId>,
-    /// The batch that says so is on its way.
-    voiding: bool,
+    /// The batch that says so is on its way, or durable: everything from here on is forgotten.
+    voided: Option<Position>,
 }
 
 impl Unit {
-    pub(crate) fn rejoin(&mut self, call: CallId, epoch: Epoch) {
+    pub(crate) fn rejoin(&mut self, call: CallId, epoch: Epoch, below: Position) {
         let least = self.state.durable.epoch.next().max(self.sealed_for());
         if epoch < least {
             let epoch = Epoch(least.0.saturating_sub(1));
@@ -38,10 +40,12 @@ impl Unit {
         self.seal_for(epoch);
         let rejoining = self.epochs.rejoining.get_or_insert_with(|| Rejoining {
             epoch,
+            below,
             calls: Vec::new(),
-            voiding: false,
+            voided: None,
         });
         rejoining.epoch = rejoining.epoch.max(epoch);
+        rejoining.below = rejoining.below.min(below);
         rejoining.calls.push(call);
     }
 
@@ -53,12 +57,13 @@ impl Unit {
         if !self.writer.is_idle() || !self.state.is_idle() {
             return;
         }
-        let something = self.writer.last_batch > 0 && self.index.high > self.mark;
+        let from = rejoining.below.min(self.mark);
+        let something = self.writer.last_batch > 0 && self.index.high > from;
         let keeps = plants::active(Plant::RejoinsWithItsPast);
-        if something && !rejoining.voiding && !keeps {
-            self.writer.voiding = Some(self.mark);
+        if something && rejoining.voided.is_none_or(|voided| voided > from) && !keeps {
+            self.writer.voiding = Some(from);
             if let Some(rejoining) = &mut self.epochs.rejoining {
-                rejoining.voiding = true;
+                rejoining.voided = Some(from);
             }
             return;
         }

@@ -207,7 +207,7 @@ impl Unit {
                 settled,
                 items,
             } => self.repair(call, epoch, settled, items, body),
-            UnitRequest::Rejoin { epoch } => self.rejoin(call, epoch),
+            UnitRequest::Rejoin { epoch, below } => self.rejoin(call, epoch, below),
             UnitRequest::Lacking { epoch, from, limit } => self.lacking(call, epoch, from, limit),
         }
     }

@@ -15,8 +15,8 @@ use crate::roles::UnitState;
 const HEARTBEAT: Duration = Duration::from_millis(100);
 /// Between two attempts while nobody hears.
 const RETRY: Duration = Duration::from_millis(100);
-/// Longest wait for an answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Longest wait for an answer. One that is lost must not look like the silence of who is gone, which is half a second.
+const PATIENCE: Duration = Duration::from_millis(250);
 
 /// What one process says to one layout server.
 pub(crate) struct Greeter {

@@ -246,11 +246,13 @@ pub enum UnitRequest {
         items: Vec<(Position, WireValue)>,
     },
     /// You missed an epoch, or are new: stop serving every epoch below `epoch`, and forget what you hold at or above your
-    /// settled mark, because others have decided without you what lies there (rule 10). Answered with `Done` once that is
-    /// durable; nothing is written until the next `Open`. Servers only.
+    /// settled mark, or `below` if that is lower, because others have decided without you what lies there (rule 10).
+    /// Answered with `Done` once that is durable; nothing is written until the next `Open`. Servers only.
     Rejoin {
         /// The epoch that is to come.
         epoch: Epoch,
+        /// Only what lies below it may be kept.
+        below: Position,
     },
     /// Which positions of the ranges that you are joining do you lack, from `from` on? Servers only.
     Lacking {
@@ -562,6 +564,14 @@ pub enum LayoutRequest {
         /// The epoch.
         epoch: Epoch,
     },
+    /// An operator is about to turn what is lost in `from..to` into junk: units that are out now may not bring it back.
+    /// Answered with `Heard` once that is durable.
+    GiveUp {
+        /// First position.
+        from: Position,
+        /// End, exclusive; at most the start of the current epoch.
+        to: Position,
+    },
 }
 
 /// What a server process is.
@@ -606,7 +616,7 @@ pub enum LayoutResponse {
         /// For people: which servers are missing, which step is under way.
         why: String,
     },
-    /// To `Hello` and `ReportSealed`.
+    /// To `Hello`, `ReportSealed` and `GiveUp`.
     Heard,
 }
 

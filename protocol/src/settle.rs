@@ -139,6 +139,14 @@ impl Settle {
     /// Settles some positions (ascending). They must have been granted: what is free becomes junk.
     #[must_use]
     pub fn positions(layout: &Layout, positions: impl IntoIterator<Item = Position>) -> Self {
+        Self::lanes_of(layout, positions, false)
+    }
+
+    fn lanes_of(
+        layout: &Layout,
+        positions: impl IntoIterator<Item = Position>,
+        gives_up: bool,
+    ) -> Self {
         let mut lanes: BTreeMap<(usize, usize, bool), Work> = BTreeMap::new();
         for position in positions {
             let index = layout.segment_of(position);
@@ -152,20 +160,29 @@ impl Settle {
             }
         }
         let lanes = lanes.into_iter().map(|((index, chain, closed), work)| {
-            let units = layout.segments[index].chains[chain].clone();
-            Lane::new(layout.epoch, units, closed, work)
+            let segment = &layout.segments[index];
+            let units = segment.chains[chain].clone();
+            if gives_up {
+                let of_chain = segment
+                    .joining
+                    .iter()
+                    .filter(|j| usize::from(j.chain) == chain);
+                let joining = of_chain.map(|j| j.unit).collect();
+                Lane::giving_up(layout.epoch, units, joining, work)
+            } else {
+                Lane::new(layout.epoch, units, closed, work)
+            }
         });
         Self::with_lanes(lanes.collect())
     }
 
     /// Settles some positions (ascending) of the closed part, and turns those into junk that every replica has lost:
-    /// an operator has decided that nobody will find them again (rule 11). What any replica still has stays.
+    /// an operator has decided that nobody will find them again (rule 11). What any replica still has stays, and what a unit
+    /// has that is joining.
     #[must_use]
     pub fn giving_up(layout: &Layout, positions: impl IntoIterator<Item = Position>) -> Self {
         let closed = positions.into_iter().filter(|p| layout.is_closed(*p));
-        let mut settle = Self::positions(layout, closed);
-        settle.lanes.iter_mut().for_each(Lane::give_up);
-        settle
+        Self::lanes_of(layout, closed, true)
     }
 
     fn with_lanes(lanes: Vec<Lane>) -> Self {

@@ -55,6 +55,8 @@ pub(crate) struct World {
     pub(crate) lease: Lease,
     /// A reported epoch is replaced at once.
     pub(crate) heal: bool,
+    /// What the layout was told that is given up.
+    pub(crate) given_up: Vec<(Position, Position)>,
 }
 
 #[derive(Default)]
@@ -132,6 +134,7 @@ impl Fake {
             served: Vec::new(),
             lease: Lease::None,
             heal: true,
+            given_up: Vec::new(),
         };
         world.reconfigure();
         Arc::new(Self {
@@ -406,6 +409,10 @@ impl World {
                 if self.heal && *epoch == self.published.layout.epoch {
                     self.reconfigure();
                 }
+                plain(Response::Layout(LayoutResponse::Heard))
+            }
+            Request::Layout(LayoutRequest::GiveUp { from, to }) => {
+                self.given_up.push((*from, *to));
                 plain(Response::Layout(LayoutResponse::Heard))
             }
             Request::Sequencer(request) => {

@@ -95,6 +95,7 @@ async fn what_a_replica_finds_again_is_not_given_up() {
     });
     let given_up = client.give_up_lost(Position(0), Position(100)).await;
     assert_eq!(given_up, Ok(vec![lost]));
+    assert_eq!(fake.world().given_up, [(found.position, lost.next())]);
     let answers = client.read(vec![found.position, lost]).await;
     let answers = answers.expect("answers");
     assert_eq!(text(&answers[0]), b"found");

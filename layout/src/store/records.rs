@@ -3,9 +3,10 @@
 //! ```text
 //! header  "MLGL", version u16, 1 and cluster u128, or 0     (little-endian)
 //! layout  version u16, postcard of the layout                intent  version u16, epoch u64
+//! given up  version u16, from u64, to u64
 //! ```
 
-use milonga_protocol::{ClusterId, Epoch, Layout};
+use milonga_protocol::{ClusterId, Epoch, Layout, Position};
 
 use super::{OLDEST_VERSION, STORE_VERSION, version_1};
 
@@ -87,6 +88,24 @@ pub(super) fn decode_intent(bytes: &[u8]) -> Result<Epoch, String> {
     Ok(Epoch(u64::from_le_bytes(epoch)))
 }
 
+pub(super) fn encode_given_up((from, to): (Position, Position)) -> Vec<u8> {
+    let mut bytes = STORE_VERSION.to_le_bytes().to_vec();
+    bytes.extend(from.0.to_le_bytes());
+    bytes.extend(to.0.to_le_bytes());
+    bytes
+}
+
+pub(super) fn decode_given_up(bytes: &[u8]) -> Result<(Position, Position), String> {
+    let malformed = || "what was given up is malformed".to_owned();
+    let (from, to) = known_version(bytes)?
+        .1
+        .split_first_chunk()
+        .ok_or_else(malformed)?;
+    let to = to.try_into().map_err(|_| malformed())?;
+    let [from, to] = [*from, to].map(|bytes| Position(u64::from_le_bytes(bytes)));
+    Ok((from, to))
+}
+
 fn known_version(bytes: &[u8]) -> Result<(u16, &[u8]), String> {
     match take_version(bytes)? {
         (version @ OLDEST_VERSION..=STORE_VERSION, rest) => Ok((version, rest)),
@@ -106,7 +125,8 @@ mod tests {
     use crate::samples;
 
     /// One line for each record: its name and its bytes in hex.
-    const GOLDEN: &str = include_str!("../../tests/golden/store-records-v2.txt");
+    const GOLDEN: &str = include_str!("../../tests/golden/store-records-v3.txt");
+    const GOLDEN_2: &str = include_str!("../../tests/golden/store-records-v2.txt");
     const GOLDEN_1: &str = include_str!("../../tests/golden/store-records-v1.txt");
 
     fn history() -> History {
@@ -152,10 +172,30 @@ mod tests {
         );
     }
 
+    /// Version 3 brought what was given up.
     #[test]
-    fn records_of_version_2_are_read_and_written_alike() {
+    fn records_of_version_2_are_still_read() {
         let history = history();
-        let cases: [(&str, Vec<u8>); 4] = [
+        let header = Header {
+            version: 2,
+            cluster: history.cluster,
+        };
+        assert_eq!(Header::decode(&golden_of(GOLDEN_2, "header: ")), Ok(header));
+        let intent = golden_of(GOLDEN_2, "intent: ");
+        assert_eq!(decode_intent(&intent), Ok(Epoch(3)));
+        let layout = golden_of(GOLDEN_2, "layout: ");
+        assert_eq!(
+            decode_layout(&layout).as_ref(),
+            Ok(history.current().unwrap())
+        );
+    }
+
+    #[test]
+    fn records_of_version_3_are_read_and_written_alike() {
+        let history = history();
+        let given_up = (Position(7), Position(70_000));
+        let cases: [(&str, Vec<u8>); 5] = [
+            ("given-up", encode_given_up(given_up)),
             ("header-new", Header::new(None).encode()),
             ("header", Header::new(history.cluster).encode()),
             ("intent", encode_intent(Epoch(3))),
@@ -170,6 +210,7 @@ mod tests {
             Ok(Header::new(history.cluster))
         );
         assert_eq!(decode_intent(&golden("intent: ")), Ok(Epoch(3)));
+        assert_eq!(decode_given_up(&golden("given-up: ")), Ok(given_up));
         assert_eq!(
             decode_layout(&golden("layout: ")).as_ref(),
             Ok(history.current().unwrap())
@@ -192,7 +233,7 @@ mod tests {
         assert_eq!(Header::decode(&newer).map(|h| h.version), Ok(9));
         assert!(decode_intent(&[1, 0, 5]).unwrap_err().contains("malformed"));
         assert!(
-            decode_layout(&[3, 0, 5])
+            decode_layout(&[9, 0, 5])
                 .unwrap_err()
                 .contains("unknown version")
         );

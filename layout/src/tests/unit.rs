@@ -103,7 +103,7 @@ impl Unit {
             }
             UnitRequest::Write { epoch, items, .. } => self.write(epoch, items, body)?,
             UnitRequest::Repair { epoch, items, .. } => self.repair(epoch, items, body)?,
-            UnitRequest::Rejoin { epoch } => self.rejoin(epoch)?,
+            UnitRequest::Rejoin { epoch, below } => self.rejoin(epoch, below)?,
             UnitRequest::Lacking { epoch, from, limit } => self.lacking(epoch, from, limit)?,
             UnitRequest::Trim { epoch, below } => {
                 self.served(epoch)?;
@@ -223,13 +223,13 @@ impl Unit {
     }
 
     /// It missed an epoch: what is not surely settled is forgotten.
-    fn rejoin(&mut self, epoch: Epoch) -> Result<UnitResponse, Refusal> {
+    fn rejoin(&mut self, epoch: Epoch, below: Position) -> Result<UnitResponse, Refusal> {
         if epoch <= self.persisted || epoch < self.sealed_for {
             let epoch = self.persisted.max(self.sealed_for);
             return Err(Refusal::Sealed { epoch });
         }
         self.sealed_for = epoch;
-        let mark = self.mark;
+        let mark = self.mark.min(below);
         self.cells.retain(|position, _| *position < mark);
         self.lost.retain(|position| *position < mark);
         Ok(UnitResponse::Done)
@@ -355,6 +355,12 @@ impl Unit {
     }
 
     /// Forgets what it holds at `position`, but not that it held something.
+    /// An operator has turned it into junk.
+    pub(super) fn give_up(&mut self, position: Position) {
+        self.lost.remove(&position);
+        self.cells.insert(position, (Value::Junk, self.persisted));
+    }
+
     pub(super) fn lose(&mut self, position: Position) {
         if self.cells.remove(&position).is_some() {
             self.lost.insert(position);

@@ -322,7 +322,7 @@ impl Model {
             (Call::Trim, Response::Unit(UnitResponse::Trimmed { below })) => {
                 self.trimmed.0 = self.trimmed.0.max(below.0);
             }
-            (Call::Trim, Response::Refused(Refusal::Malformed { .. })) => {}
+            (Call::Trim, Response::Refused(Refusal::Busy { .. })) => {}
             (Call::Read(positions, sure), Response::Unit(UnitResponse::Values { answers, .. })) => {
                 for (position, answer) in positions.iter().zip(answers) {
                     match sure.get(position) {

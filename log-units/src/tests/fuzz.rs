@@ -206,10 +206,8 @@ fn request(draw: &mut Draw) -> (UnitRequest, Bytes) {
         7 => UnitRequest::Confirm { epoch },
         8 if draw.below(4) == 0 => UnitRequest::Trim { epoch, below: from },
         8 => UnitRequest::Settled { epoch, below: from },
-        9 => UnitRequest::Told {
-            epoch,
-            settled: from,
-        },
+        #[rustfmt::skip]
+        9 => UnitRequest::Told { epoch, settled: from },
         _ if draw.below(20) == 0 => UnitRequest::Seal { epoch },
         _ if draw.below(20) == 0 => {
             let mut layout = layout(epoch.0, from.0, 2, 2, 1, 0);

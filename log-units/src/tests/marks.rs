@@ -50,7 +50,7 @@ fn the_last_range_does_not_settle_the_ranges_before_it() {
     assert_eq!(rig.fact("settled"), "0");
     assert!(matches!(
         rig.trim(2, 8),
-        Response::Refused(Refusal::Malformed { .. })
+        Response::Refused(Refusal::Busy { .. })
     ));
     let (refused, _) = rig.read_full(1, &[3]);
     assert!(

@@ -25,8 +25,12 @@ fn head(seed: u64) -> Rig {
 }
 
 fn rejoin(rig: &mut Rig, epoch: u64) -> Response {
-    let epoch = Epoch(epoch);
-    rig.ask(UnitRequest::Rejoin { epoch })
+    rejoin_below(rig, epoch, u64::MAX)
+}
+
+fn rejoin_below(rig: &mut Rig, epoch: u64, below: u64) -> Response {
+    let (epoch, below) = (Epoch(epoch), Position(below));
+    rig.ask(UnitRequest::Rejoin { epoch, below })
 }
 
 /// Epochs 2 and 3 began at 5 and 8; this unit enters epoch 3 behind the other one.
@@ -114,11 +118,30 @@ fn who_rejoins_forgets_what_is_not_settled_for_good() {
 }
 
 #[test]
+fn who_rejoins_forgets_what_was_given_up_meanwhile() {
+    let mut rig = head(4);
+    assert_eq!(rejoin(&mut rig, 3), ok(UnitResponse::Done));
+    assert_eq!(rejoin_below(&mut rig, 3, 1), ok(UnitResponse::Done));
+    for mut rig in [rig.after_crash(5), rig.restarted(6), rig] {
+        let layout = joining();
+        let starts = layout.starts.clone();
+        assert_eq!(rig.open_layout(layout, starts), ok(UnitResponse::Done));
+        let lacks = lacking(&mut rig, 0, 99);
+        assert_eq!(lacks, ((1..8).collect(), Position::MAX));
+        // A replica to be says what it has, and never that something was not written.
+        assert!(matches!(rig.read_one(3, 0).0, UnitReadAnswer::Data { .. }));
+        assert_eq!(rig.read_one(3, 1).0, UnitReadAnswer::Lost);
+        assert_eq!(give(&mut rig, 1, None), WriteAnswer::Durable);
+        assert_eq!(rig.read_one(3, 1).0, UnitReadAnswer::Junk);
+    }
+}
+
+#[test]
 fn a_crash_at_any_step_of_rejoining_leaves_what_can_rejoin() {
     for step in 0..12 {
         let mut rig = head(10 + step);
-        let epoch = Epoch(3);
-        rig.send(UnitRequest::Rejoin { epoch }, Bytes::new());
+        let (epoch, below) = (Epoch(3), Position::MAX);
+        rig.send(UnitRequest::Rejoin { epoch, below }, Bytes::new());
         for _ in 0..step {
             rig.step();
         }
@@ -138,8 +161,9 @@ fn what_is_lacking_is_named_given_and_kept() {
     assert_eq!(lacking(&mut rig, 0, 2), (vec![3, 4], Position(5)));
     assert_eq!(lacking(&mut rig, 5, 2), (vec![5, 6], Position(7)));
     assert_eq!(lacking(&mut rig, 7, 2), (vec![7], Position::MAX));
-    // It is no replica yet.
-    assert_eq!(rig.read_one(3, 1).0, UnitReadAnswer::NotMine);
+    // It is no replica yet: it says what it has, and takes nothing but what it is given.
+    assert!(matches!(rig.read_one(3, 1).0, UnitReadAnswer::Data { .. }));
+    assert_eq!(rig.read_one(3, 4).0, UnitReadAnswer::Lost);
     let value = Some(entry(4, 9, &[5], 20));
     let written = rig.write_values(3, &[(4, value)]);
     assert_eq!(answers(&written), [WriteAnswer::NotMine]);

@@ -440,7 +440,7 @@ fn trim_is_durable_monotone_and_never_above_what_is_decided() {
     let before = rig.file_names().len();
     assert!(matches!(
         rig.trim(1, 201),
-        Response::Refused(Refusal::Malformed { .. })
+        Response::Refused(Refusal::Busy { .. })
     ));
     let trimmed = |below| {
         ok(UnitResponse::Trimmed {

@@ -42,6 +42,8 @@ pub(super) enum Progress {
 pub(super) struct Lane {
     stamp: Stamp,
     units: Vec<UnitIndex>,
+    /// How many of the units are replicas; the others are asked and given nothing.
+    replicas: usize,
     closed: bool,
     /// What is lost on every replica becomes junk.
     gives_up: bool,
@@ -93,11 +95,35 @@ enum Held {
 
 impl Lane {
     pub(super) fn new(epoch: Epoch, units: Vec<UnitIndex>, closed: bool, work: Work) -> Self {
+        Self::with(epoch, units, Vec::new(), closed, false, work)
+    }
+
+    /// A closed lane in which what is lost on every replica, and on every unit that is joining, becomes junk.
+    pub(super) fn giving_up(
+        epoch: Epoch,
+        units: Vec<UnitIndex>,
+        joining: Vec<UnitIndex>,
+        work: Work,
+    ) -> Self {
+        Self::with(epoch, units, joining, true, true, work)
+    }
+
+    fn with(
+        epoch: Epoch,
+        mut units: Vec<UnitIndex>,
+        joining: Vec<UnitIndex>,
+        closed: bool,
+        gives_up: bool,
+        work: Work,
+    ) -> Self {
+        let replicas = units.len();
+        units.extend(joining);
         let mut lane = Self {
             stamp: Stamp(epoch),
             units,
+            replicas,
             closed,
-            gives_up: false,
+            gives_up,
             work,
             elsewhere: Vec::new(),
             limit: BATCH,
@@ -107,11 +133,6 @@ impl Lane {
         };
         lane.next_batch();
         lane
-    }
-
-    /// What is lost on every replica becomes junk from now on.
-    pub(super) const fn give_up(&mut self) {
-        self.gives_up = self.closed;
     }
 
     pub(super) const fn is_done(&self) -> bool {
@@ -299,7 +320,8 @@ impl Lane {
             if matches!(winner, Winner::Data(_) | Winner::Junk) {
                 // An active head takes new values from their writers only; who reads there repairs it.
                 let first = usize::from(!self.closed);
-                for (place, held) in held.iter().enumerate().skip(first) {
+                let replicas = held[..self.replicas].iter().enumerate();
+                for (place, held) in replicas.skip(first) {
                     if !matches!(held, Held::Value(Winner::Data(_) | Winner::Junk)) {
                         lacking[place].push(index);
                     }

@@ -6,7 +6,7 @@ use super::*;
 use crate::entry::{BackPointers, Entry, StreamLink, Value};
 use crate::frame::Message;
 use crate::ids::{ClusterId, EntryId, Incarnation, StreamId, UnitId, WriterId};
-use crate::layout::{Redundancy, Segment, SequencerRef, UnitRange, UnitRef};
+use crate::layout::{Joining, Redundancy, Segment, SequencerRef, UnitRange, UnitRef};
 use crate::limits::Limits;
 use crate::messages::{Body, Marks, UnitReadAnswer, UnitResponse, WireValue, WriteAnswer, body_of};
 
@@ -494,6 +494,41 @@ fn giving_up_makes_junk_of_what_all_have_lost_and_of_nothing_else() {
         assert_eq!(unit.cells[&Position(2)], data(2));
         assert_eq!(unit.cells[&Position(7)], Cell::Lost);
     }
+}
+
+/// A unit that is being given the closed part may have what all replicas have lost.
+#[test]
+fn what_a_joining_unit_still_has_is_not_given_up() {
+    let mut layout = layout(6, 1, 3);
+    let zero = Position(0);
+    let mut closed = Segment::new(zero, zero, vec![[0, 1].map(UnitIndex).to_vec()]);
+    closed.joining = vec![Joining {
+        chain: 0,
+        unit: UnitIndex(2),
+    }];
+    let active = Segment::new(Position(6), zero, layout.segments[0].chains.clone());
+    layout.segments = vec![closed, active];
+    layout.validate().expect("made valid");
+    let mut units = units(&layout, 100);
+    let data = |p| Cell::Value(Value::Data(entry(Position(p))));
+    for unit in &mut units[..2] {
+        unit.cells.insert(Position(1), Cell::Lost);
+        unit.cells.insert(Position(2), Cell::Lost);
+    }
+    units[2].cells.insert(Position(1), data(1));
+    units[2].cells.insert(Position(2), Cell::Lost);
+    let mut settle = Settle::giving_up(&layout, [1, 2].map(Position));
+    run(&mut settle, &mut units);
+    assert_eq!(settle.end(), Some(&SettleEnd::Settled));
+    for unit in &units[..2] {
+        assert_eq!(unit.cells[&Position(1)], data(1));
+        assert_eq!(unit.cells[&Position(2)], Cell::Value(Value::Junk));
+    }
+    assert_eq!(
+        units[2].cells[&Position(2)],
+        Cell::Lost,
+        "it is copied there"
+    );
 }
 
 /// The head lost to bit rot what it had settled: it is not lost as long as another replica has it.

@@ -190,7 +190,8 @@ pub(crate) fn new_process(
 
 fn server_plan(shape: &Shape, name: &ServerName) -> ServerPlan {
     let chains = shape.chain_names();
-    let is_unit = chains.iter().flatten().any(|unit| unit == name.as_str());
+    let in_chain = chains.iter().flatten().any(|unit| unit == name.as_str());
+    let is_unit = in_chain || shape.spare_names().any(|spare| spare == name.as_str());
     let mut limits = Limits::default();
     limits.positions_ahead = shape.positions_ahead;
     limits.conflict_window = shape.conflict_window;

@@ -19,6 +19,9 @@ use crate::world::{invariants, panics, workloads};
 
 /// Between two looks at what holds.
 const SLICE: u64 = 10_000_000;
+/// Chains have won back their replicas so long after everybody could have gone on: who went up and down all the time is kept
+/// out for a minute.
+const WHOLE_WITHIN: Duration = Duration::from_secs(120);
 /// Lines of the trace that a failure shows.
 const SHOWN: usize = 60;
 
@@ -136,7 +139,11 @@ impl<'a> World<'a> {
         let mut healed = false;
         let end = self.plan.safety.plus(nanos(self.plan.patience));
         loop {
-            let next = if healed { end } else { self.plan.safety };
+            let next = match healed {
+                true if now >= end => end.plus(nanos(WHOLE_WITHIN)),
+                true => end,
+                false => self.plan.safety,
+            };
             let next = self.agenda.next().map_or(next, |due| due.min(next));
             let until = now.plus(SLICE).min(next.max(now.plus(1)));
             let ran = self.executor.run_until(until);
@@ -150,11 +157,16 @@ impl<'a> World<'a> {
                 self.clients.heal();
             }
             self.check(now, healed)?;
-            if healed && self.clients.all_ended() {
+            let ended = healed && self.clients.all_ended();
+            if ended && (self.wire.is_whole(&self.plan.shape) || !self.wire.damaged.is_empty()) {
                 return self.check_end(now);
             }
-            if now >= end {
+            if now >= end && !ended {
                 return Err(self.not_live(now));
+            }
+            // What is lost on every replica keeps a unit out until an operator comes; nothing else does.
+            if now >= end.plus(nanos(WHOLE_WITHIN)) {
+                return Err(self.not_whole(now));
             }
         }
     }
@@ -212,6 +224,18 @@ impl<'a> World<'a> {
             })?;
         }
         Ok(())
+    }
+
+    fn not_whole(&self, now: Moment) -> Failure {
+        let newest = self.wire.layouts.values().next_back();
+        Failure {
+            at: now,
+            invariant: "I18 chains win back what they lost".to_owned(),
+            what: format!(
+                "long after everything healed the newest layout is {:?}",
+                newest.map(|layout| (layout.epoch, &layout.segments, &layout.units))
+            ),
+        }
     }
 
     fn not_live(&self, now: Moment) -> Failure {

@@ -26,7 +26,8 @@ pub(super) async fn serve(server: Arc<Shared>, connection: Connection, alive: Al
         biased;
         opened = open(&server, &connection) => opened,
         () = server.env.sleep(server.bounds.handshake) => {
-            Err(Unwelcome::Malformed("no handshake came in time".to_owned()))
+            // Perhaps the network ate it: another attempt may do.
+            Err(Unwelcome::Lost("no handshake came in time".to_owned()))
         }
     };
     match opened {

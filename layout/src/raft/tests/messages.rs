@@ -1,5 +1,6 @@
 //! What travels and what lies on disk.
 
+use milonga_protocol::Position;
 use openraft::{CommittedLeaderId, EntryPayload};
 
 use super::super::header::Header;
@@ -83,15 +84,15 @@ fn a_history_survives_its_encoding() {
         history.apply(&intent(epoch)).unwrap();
         let next = commit(&history, epoch * 10 - 10);
         history.apply(&next).unwrap();
+        let (from, to) = (Position(epoch), Position(epoch * 10));
+        history.apply(&StoreChange::GivenUp { from, to }).unwrap();
         assert_eq!(
             decode_history(&encode_history(&history)),
             Ok(history.clone())
         );
     }
     // What no history can be is refused.
-    history
-        .starts
-        .insert(Epoch(6), milonga_protocol::Position(0));
+    history.starts.insert(Epoch(6), Position(0));
     assert!(decode_history(&encode_history(&history)).is_err());
     assert!(decode_history(b"\x01").unwrap_err().contains("cut"));
 }

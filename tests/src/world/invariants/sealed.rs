@@ -33,7 +33,7 @@ impl Sealed {
         if !exchange.is_served() {
             return Ok(());
         }
-        if let Request::Unit(UnitRequest::Seal { epoch } | UnitRequest::Rejoin { epoch })
+        if let Request::Unit(UnitRequest::Seal { epoch } | UnitRequest::Rejoin { epoch, .. })
         | Request::Sequencer(SequencerRequest::Seal { epoch }) = &exchange.request
         {
             let sealed = self.0.entry(exchange.server.clone()).or_default();

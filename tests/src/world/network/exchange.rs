@@ -9,12 +9,12 @@ use bytes::Bytes;
 use milonga_protocol::messages::{
     LayoutResponse, Marks, Request, Response, SequencerRequest, UnitRequest, UnitResponse,
 };
-use milonga_protocol::{Epoch, Layout, Position, ServerName};
+use milonga_protocol::{Epoch, Layout, Position, ServerName, UnitIndex};
 
 use super::observed::Letter;
 use super::shown::{Said, Shown, shown};
 use crate::world::journal::Observed;
-use crate::world::plan::{FaultKind, Plan};
+use crate::world::plan::{FaultKind, Plan, Shape};
 use crate::world::trace::Moment;
 
 /// A request and its answer.
@@ -222,6 +222,17 @@ impl Wire {
     fn learn(&mut self, layout: &Layout) {
         let entry = self.layouts.entry(layout.epoch);
         entry.or_insert_with(|| layout.clone());
+    }
+
+    /// Whether every chain has all its replicas, back to the first position.
+    #[must_use]
+    pub fn is_whole(&self, shape: &Shape) -> bool {
+        let newest = self.layouts.values().next_back();
+        let Some([all]) = newest.map(|layout| &layout.segments[..]) else {
+            return false;
+        };
+        let full = |chain: &Vec<UnitIndex>| chain.len() == shape.replicas;
+        all.joining.is_empty() && all.chains.iter().all(full)
     }
 
     /// Where `server` stands in the chain of `position` in `epoch`, and how long that is.

@@ -159,7 +159,8 @@ async fn whoever_says_nothing_is_sent_away() {
         let connection = raw.connect().await.expect("connected");
         let (mut send, _recv) = connection.open_bi().await.expect("a stream");
         send.write_all(bytes).await.expect("sent");
-        let why = closed_for(connection.closed().await, Close::Malformed);
+        // Not for good: a caller whose frame was lost tries again.
+        let why = closed_for(connection.closed().await, Close::Done);
         assert!(why.contains("no handshake came in time"), "{why}");
     }
 }
