@@ -397,6 +397,24 @@ impl Cluster {
         }
     }
 
+    /// Whether `unit` still serves the epoch (rule 21).
+    pub(crate) async fn confirm(
+        &self,
+        view: &View,
+        unit: UnitIndex,
+        deadline: Time,
+    ) -> Result<(), Failure> {
+        let unit = view.unit(unit);
+        let epoch = view.epoch();
+        match self
+            .unit(unit, UnitRequest::Confirm { epoch }, deadline)
+            .await?
+        {
+            (UnitResponse::Serving { .. }, _) => Ok(()),
+            _ => Err(garbage(unit, "no confirmation")),
+        }
+    }
+
     /// The settled mark of a chain, as far as its units of this epoch may know it.
     pub(crate) fn settled(&self, view: &View, segment: usize, chain: usize) -> Position {
         self.marks.get(view.epoch(), view.key(segment, chain))

@@ -1,14 +1,14 @@
 //! Reading positions.
 //!
 //! Chains are written one replica after the other, so what the tail has is on every replica: settled. A position
-//! known to be settled is asked of any replica, every other one of the tail, whose "unwritten" counts because a unit
-//! serves exactly one epoch and no newer one begins before it is sealed.
+//! known to be settled is asked of any replica, every other one of the tail. That the tail has nothing counts only if the
+//! other replicas still serve the epoch, too: a newer one may have begun without this one, but not without all of its chain.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use futures_util::future::join_all;
+use futures_util::future::{join_all, try_join_all};
 use milonga_protocol::frame::Message;
 use milonga_protocol::messages::{
     Body, Request, UnitReadAnswer, UnitRequest, UnitResponse, WireValue,
@@ -245,9 +245,22 @@ impl Reader {
         }
         if ask.settled {
             self.ask_others(view, ask, &mut said, deadline).await?;
+        } else if said.iter().any(|said| matches!(said, Said::Undecided)) {
+            self.confirm_epoch(view, ask, deadline).await?;
         }
         // Else nobody may be shown another replica's value: a tail whose disk failed "lost" what it never had.
         Ok(said)
+    }
+
+    /// Whether no newer epoch had begun when the read did: that takes a seal of one replica of each chain (rule 16).
+    async fn confirm_epoch(&self, view: &View, ask: &Ask, deadline: Time) -> Result<(), Failure> {
+        if plants::active(Plant::UnwrittenByTailAlone) {
+            return Ok(());
+        }
+        let chain = view.chain(ask.segment, ask.chain).iter().enumerate();
+        let others = chain.filter(|(place, _)| *place != ask.place);
+        let confirmed = others.map(|(_, unit)| self.cluster.confirm(view, *unit, deadline));
+        try_join_all(confirmed).await.map(|_| ())
     }
 
     async fn ask_others(

@@ -16,7 +16,7 @@ use milonga_protocol::messages::{
     Lease, SequencerRequest, SequencerResponse, TailAnswer, UnitRequest, UnitResponse,
 };
 use milonga_protocol::plants::{self, Plant};
-use milonga_protocol::{LogError, Position, StreamId, Tail, TailOf, Time, UnitIndex, Written};
+use milonga_protocol::{LogError, Position, StreamId, Tail, TailOf, Time, Written};
 
 use crate::cluster::{Cluster, View, garbage};
 use crate::retry::{Attempts, Failure};
@@ -247,21 +247,10 @@ impl TailChecks {
         let confirmed = try_join_all(
             others
                 .iter()
-                .map(|unit| self.confirm(view, *unit, deadline)),
+                .map(|unit| self.cluster.confirm(view, *unit, deadline)),
         );
         let (_, ends) = try_join(confirmed, self.ask_tail(view, chain, streams, deadline)).await?;
         Ok(ends)
-    }
-
-    async fn confirm(&self, view: &View, unit: UnitIndex, deadline: Time) -> Result<(), Failure> {
-        let unit = view.unit(unit);
-        let request = UnitRequest::Confirm {
-            epoch: view.epoch(),
-        };
-        match self.cluster.unit(unit, request, deadline).await? {
-            (UnitResponse::Serving { .. }, _) => Ok(()),
-            _ => Err(garbage(unit, "no confirmation")),
-        }
     }
 
     /// Where what a chain's tail holds ends. It also confirms that the tail serves the epoch.

@@ -101,6 +101,8 @@ plants! {
     CopyEndsTooEarly,
     /// A copy leaves out what was filled (design §4).
     JunkNotCopied,
+    /// A tail that the newest epoch goes on without is believed that nothing was written (rules 16 and 21).
+    UnwrittenByTailAlone,
     /// What one replica has lost is read from another and not given back (rule 11; F16).
     NotRepaired,
     /// A hole's timer begins anew whenever somebody looks (rule 26; F20).

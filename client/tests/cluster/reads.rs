@@ -144,6 +144,29 @@ async fn an_open_hole_is_unwritten_and_a_closed_one_is_decided() {
     assert!(matches!(fake.held(half.position)[1], Some(Held::Data(_))));
 }
 
+/// The newest epoch goes on without the tail, which does not know yet: what it has not got may be written by now.
+#[tokio::test(start_paused = true)]
+async fn a_tail_is_not_believed_alone_that_nothing_was_written() {
+    let fake = Fake::new(1, 2);
+    let client = client(&fake).await;
+    let written = append(&client, "a").await;
+    let hole = fake.take_token(&[S]).position;
+    assert_eq!(
+        client.read(vec![hole]).await,
+        Ok(vec![ReadAnswer::Unwritten])
+    );
+    fake.world().heal = false;
+    fake.world().units[0].sealed = true;
+    let answer = client.read(vec![hole]).await;
+    assert!(
+        matches!(answer, Err(milonga_protocol::LogError::Unavailable { .. })),
+        "{answer:?}"
+    );
+    // What it has is settled.
+    let answers = client.read(vec![written]).await.expect("answers");
+    assert_eq!(text(&answers[0]), b"a");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_trim_stops_at_the_first_hole_and_reaches_every_unit() {
     let fake = Fake::new(2, 2);
