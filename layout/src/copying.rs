@@ -1,4 +1,5 @@
-//! Giving joining units what they lack (rule 19): closed and settled, so nothing changes below, except by trimming.
+//! Giving units what they lack: those that are joining (rule 19), and replicas what they have lost. Only what is settled,
+//! so nothing changes below, except by trimming.
 //!
 //! ```text
 //! Trim --> Lacking --> Read from a replica --> Repair at the unit --.     several batches side by side
@@ -7,7 +8,7 @@
 //! ```
 //!
 //! The unit itself knows what it lacks, so copying goes on where it stopped, whoever of the leaders goes on; what it
-//! says is durable. When nothing is lacking, the next epoch lists it.
+//! says is durable. When nothing is lacking, the next epoch lists it. A replica says in its hello that it has lost something.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -32,6 +33,9 @@ const BATCH: usize = 256;
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// A unit that gets on no more lets another one have its turn after this long.
 const TURN: Duration = Duration::from_secs(2);
+
+/// A replica that has lost something is looked through again after this long: it may be lost everywhere.
+const MEND_AGAIN: Duration = Duration::from_secs(60);
 
 /// Names a step of copying; never used twice by one core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -138,6 +142,12 @@ impl Copying {
         self.nowhere_before = self.nowhere.take();
     }
 
+    /// The replicas that can give `position`.
+    fn sources<'a>(&self, layout: &'a Layout, position: Position) -> Vec<&'a UnitIndex> {
+        let chain = layout.chain(position).iter();
+        chain.filter(|unit| **unit != self.target).collect()
+    }
+
     /// Takes what the unit lacks.
     fn lacks(&mut self, layout: &Layout, mut positions: Vec<Position>, through: Position) {
         self.asking = false;
@@ -147,6 +157,13 @@ impl Copying {
             positions.retain(|p| !ends(p));
         }
         self.lacked += positions.len();
+        positions.retain(|position| {
+            let nobody = self.sources(layout, *position).is_empty();
+            if nobody {
+                self.nowhere = self.nowhere.or(Some(*position));
+            }
+            !nobody
+        });
         let mut chains: BTreeMap<(usize, usize), Vec<Position>> = BTreeMap::new();
         for position in positions {
             let segment = layout.segment_of(position);
@@ -231,19 +248,33 @@ impl LayoutCore {
         let Some(copying) = self.copying.as_mut().filter(|c| c.pass_is_over()) else {
             return;
         };
-        if copying.lacked > 0 {
-            let nowhere = copying.nowhere.is_some();
-            copying.begin_again();
-            if nowhere {
-                self.put_aside();
-            }
+        let (target, lacked) = (copying.target, copying.lacked > 0);
+        let nowhere = copying.nowhere.is_some();
+        copying.begin_again();
+        let joins = self.is_joining(target);
+        if lacked && !nowhere {
             return self.copy_on();
         }
-        let target = copying.target;
+        if !joins {
+            // What nobody has is lost; who settles tells so.
+            self.copying = None;
+            self.mended.insert(target, now);
+            return self.copy_on();
+        }
+        if lacked {
+            self.put_aside();
+            return self.copy_on();
+        }
         self.copying = None;
         self.copied.insert(target);
         let name = self.unit_name(target).clone();
         self.gather(format!("{name} has got everything"));
+    }
+
+    fn is_joining(&self, unit: UnitIndex) -> bool {
+        let segments = self.history.current().map_or(&[][..], |l| &l.segments);
+        let mut joining = segments.iter().flat_map(|s| &s.joining);
+        joining.any(|j| j.unit == unit)
     }
 
     /// A unit that cannot take what it lacks does not keep it from others.
@@ -282,7 +313,26 @@ impl LayoutCore {
             let aside = self.copying_aside.get(&unit);
             (aside.map_or_else(Time::default, |c| c.not_before), unit)
         };
-        lacking.map(turn).min()
+        lacking.map(turn).chain(self.damaged()).min()
+    }
+
+    /// Replicas that have lost something, and when they are looked through.
+    fn damaged(&self) -> impl Iterator<Item = (Time, UnitIndex)> {
+        let damaged = |unit: &UnitIndex| {
+            let hello = self.heard.last(self.unit_name(*unit));
+            let hello = hello.and_then(|hello| hello.unit);
+            let mends = !plants::active(Plant::NotRepaired);
+            let damaged = hello.is_some_and(|unit| unit.damaged && !unit.poisoned);
+            damaged && mends && !self.is_joining(*unit)
+        };
+        let when = |unit| {
+            let before = self.mended.get(&unit);
+            (
+                before.map_or_else(Time::default, |at| at.after(MEND_AGAIN)),
+                unit,
+            )
+        };
+        self.members().into_iter().filter(damaged).map(when)
     }
 
     /// When copying can go on.
@@ -302,10 +352,12 @@ impl LayoutCore {
 
     /// The replica that is asked for a batch.
     fn source(&self, batch: &Batch) -> Option<UnitIndex> {
-        let chain = self.history.current()?.chain(*batch.positions.first()?);
+        let layout = self.history.current()?;
+        let sources = self.copying.as_ref()?;
+        let sources = sources.sources(layout, *batch.positions.first()?);
         // The tail has the least to do; whoever comes before it is asked for what it lost.
-        let place = chain.len().checked_sub(1 + batch.tried)?;
-        chain.get(place).copied()
+        let place = sources.len().checked_sub(1 + batch.tried)?;
+        sources.get(place).map(|unit| **unit)
     }
 
     pub(crate) fn whom_to_copy(&self, step: StepId) -> ServerName {
@@ -403,7 +455,7 @@ impl LayoutCore {
             (Step::Read(batch), UnitResponse::Values { answers, marks }) => {
                 copying.trimmed = copying.trimmed.max(marks.trimmed);
                 let first = batch.positions.first().copied().unwrap_or_default();
-                let replicas = layout.chain(first).len();
+                let replicas = copying.sources(layout, first).len();
                 let (items, body) = copying.read(batch, replicas, &answers, body)?;
                 if !items.is_empty() {
                     self.begin_step(Step::Write(items, body));

@@ -61,6 +61,8 @@ pub struct LayoutCore {
     pub(crate) copying: Option<Copying>,
     /// What units are to be given that others go before.
     pub(crate) copying_aside: BTreeMap<UnitIndex, Copying>,
+    /// Replicas that had lost something, and when they were looked through last.
+    pub(crate) mended: BTreeMap<UnitIndex, Time>,
     pub(crate) next_step: u64,
     /// The highest trim mark that was reported when the current epoch was made.
     pub(crate) trimmed: Position,
@@ -129,6 +131,7 @@ impl LayoutCore {
             joining: Joining::default(),
             copying: None,
             copying_aside: BTreeMap::new(),
+            mended: BTreeMap::new(),
             next_step: 0,
             trimmed: Position::ZERO,
             copied: BTreeSet::new(),

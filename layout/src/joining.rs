@@ -95,6 +95,7 @@ impl LayoutCore {
             self.joining.give_up(name, self.now);
         }
         self.copied.clear();
+        self.mended.clear();
     }
 
     /// The next unit that may come into a chain, and when.

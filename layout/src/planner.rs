@@ -321,6 +321,7 @@ mod tests {
             serving: Epoch(0),
             empty: false,
             poisoned: false,
+            damaged: false,
         }
     }
 

@@ -301,6 +301,49 @@ fn what_was_given_up_does_not_come_back_with_a_unit_that_was_out() {
 }
 
 #[test]
+fn what_a_replica_says_it_has_lost_is_given_back() {
+    let mut world = opened(49);
+    while world.acked.len() < 40 {
+        world.append();
+    }
+    world.restart(&name("unit-10"));
+    world.run_for(2_000);
+    let before = epoch(&world);
+    let lost: Vec<_> = world
+        .acked
+        .keys()
+        .copied()
+        .filter(|p| p.0 % 2 == 0)
+        .take(5)
+        .collect();
+    for position in &lost {
+        world
+            .units
+            .get_mut(&name("unit-01"))
+            .expect("a unit")
+            .lose(*position);
+    }
+    // One of them nobody has.
+    world
+        .units
+        .get_mut(&name("unit-00"))
+        .expect("a unit")
+        .lose(lost[2]);
+    world.run_for(1_000);
+    for (position, has) in lost.iter().zip([true, true, false, true, true]) {
+        let unit = &world.units[&name("unit-01")];
+        assert_eq!(unit.cells.contains_key(position), has, "{position}");
+    }
+    assert_eq!(epoch(&world), before, "nothing else changes");
+    // It is looked for again.
+    let value = world.acked[&lost[2]].0.clone();
+    let unit = world.units.get_mut(&name("unit-00")).expect("a unit");
+    unit.find(lost[2], value);
+    world.run_for(61_000);
+    assert!(world.units[&name("unit-01")].cells.contains_key(&lost[2]));
+}
+
+#[test]
 fn who_goes_up_and_down_is_kept_out_for_longer_and_longer() {
     let mut world = opened(42);
     for _ in 0..12 {

@@ -180,6 +180,7 @@ impl Unit {
                     offset,
                 } => {
                     self.writer.pending.remove(position);
+                    self.counters.repaired += u64::from(self.index.is_lost(*position));
                     self.index.add_data(*position, *offset, streams);
                 }
                 Placed::Junk(junk) => {

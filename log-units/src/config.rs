@@ -24,10 +24,12 @@ pub struct UnitConfig {
     pub queue_bytes: usize,
     /// Bytes after which a group commit is closed and the next one begun.
     pub batch_bytes: usize,
+    /// Bytes of entries that are read in a second to find damage; 0: none.
+    pub scrub_bytes_per_second: u64,
 }
 
 impl UnitConfig {
-    /// The defaults: segments of 64 MiB, 256 MiB of soft reserve, 64 MiB of cache.
+    /// The defaults: segments of 64 MiB, 256 MiB of soft reserve, 64 MiB of cache, 4 MiB/s of scrubbing.
     #[must_use]
     pub const fn new(new_id: UnitId, name: ServerName) -> Self {
         Self {
@@ -39,6 +41,7 @@ impl UnitConfig {
             cache_bytes: 64 << 20,
             queue_bytes: 32 << 20,
             batch_bytes: 4 << 20,
+            scrub_bytes_per_second: 4 << 20,
         }
     }
 

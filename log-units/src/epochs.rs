@@ -24,6 +24,17 @@ pub(crate) struct Serving {
 }
 
 impl Serving {
+    /// The ranges in which every position is settled, and so owed: what is not held there is lacking.
+    pub(crate) fn owed(&self) -> Vec<UnitRange> {
+        let settled = self.held.iter().map(|held| UnitRange {
+            to: held.settled,
+            ..held.range
+        });
+        let mut ranges: Vec<_> = self.joining.iter().copied().chain(settled).collect();
+        ranges.sort_by_key(|range| range.from);
+        ranges
+    }
+
     /// The last range: the active one, if this unit has a part in that.
     pub(crate) fn last(&self) -> Option<UnitRange> {
         self.held.last().map(|held| held.range)

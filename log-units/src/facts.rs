@@ -56,6 +56,10 @@ impl Unit {
         put("disk_reads", self.counters.disk_reads.to_string());
         put("lost", self.index.lost.len().to_string());
         put("lost_on_read", self.counters.lost_on_read.to_string());
+        put("lost_on_scrub", self.counters.lost_on_scrub.to_string());
+        put("repaired", self.counters.repaired.to_string());
+        put("scrubbed_bytes", self.scrub.bytes.to_string());
+        put("scrub_passes", self.scrub.passes.to_string());
         put("lost_span", lost.to_string());
         facts
     }

@@ -53,6 +53,45 @@ impl Index {
         in_active.or_else(|| self.sealed.iter().rev().find_map(|s| s.held(position.0)))
     }
 
+    /// The segment of that number, or the next one that has entries at or above `from`, and the first of those; of later
+    /// segments all count.
+    pub(crate) fn entries_from(
+        &self,
+        segment: u64,
+        from: u64,
+        most: usize,
+    ) -> Option<(u64, Vec<(u64, Place)>)> {
+        let of = |number: u64, entries: Vec<(u64, u64)>| {
+            let placed = |(position, offset)| {
+                let segment = number;
+                (position, Place { segment, offset })
+            };
+            let entries: Vec<_> = entries.into_iter().map(placed).collect();
+            (!entries.is_empty()).then_some((number, entries))
+        };
+        let from_of = |number| if number == segment { from } else { 0 };
+        let at = self
+            .sealed
+            .partition_point(|sealed| sealed.footer.number < segment);
+        let found = self.sealed[at..].iter().find_map(|sealed| {
+            let number = sealed.footer.number;
+            of(number, sealed.entries_from(from_of(number), most))
+        });
+        let active = self.active.as_ref().filter(|a| a.number >= segment);
+        found.or_else(|| {
+            let active = active?;
+            of(
+                active.number,
+                active.entries_from(from_of(active.number), most),
+            )
+        })
+    }
+
+    /// Whether something may be lost here.
+    pub(crate) fn is_damaged(&self) -> bool {
+        !self.lost.is_empty() || !self.suspects.is_empty()
+    }
+
     /// Whether `position` is known or owed, but cannot be given.
     pub(crate) fn is_lost(&self, position: Position) -> bool {
         self.lost.contains(&position)

@@ -34,6 +34,7 @@ mod rebuild;
 mod recovery;
 mod rejoin;
 mod scan;
+mod scrub;
 mod segment_index;
 mod state_file;
 mod streams;

@@ -26,6 +26,8 @@ pub(crate) enum Purpose {
     Streams(StreamsRead),
     /// A `Write` that has to know what is there.
     Compare(WriteRequest),
+    /// Nobody's: to find damage.
+    Scrub,
 }
 
 impl Unit {
@@ -229,6 +231,9 @@ impl Unit {
     }
 
     fn job_done(&mut self, mut job: Job<Purpose>) {
+        if matches!(job.purpose, Purpose::Scrub) {
+            return self.scrubbed(&job);
+        }
         if let Some(what) = job.not_now.take() {
             return self.refuse(job.call, Refusal::Busy { what });
         }
@@ -253,6 +258,7 @@ impl Unit {
             }
         }
         match job.purpose {
+            Purpose::Scrub => {}
             Purpose::Values(marks) => self.answer_values(job.call, marks, job.slots),
             Purpose::Winners => self.answer_winners(job.call, job.slots),
             Purpose::Streams(read) => self.answer_streams(job.call, &read, job.slots),

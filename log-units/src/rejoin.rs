@@ -91,7 +91,7 @@ impl Unit {
 
     pub(crate) fn lacking(&mut self, call: CallId, epoch: Epoch, from: Position, limit: u32) {
         let ranges = match self.check(epoch) {
-            Ok(serving) => serving.joining.clone(),
+            Ok(serving) => serving.owed(),
             Err(refusal) => return self.refuse(call, refusal),
         };
         let limit = (limit as usize).clamp(1, ITEMS_PER_MESSAGE);

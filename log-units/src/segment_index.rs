@@ -197,6 +197,14 @@ impl Active {
         self.entries.len()
     }
 
+    /// Positions at or above `from`, ascending, with their offsets.
+    pub(crate) fn entries_from(&self, from: u64, most: usize) -> Vec<(u64, u64)> {
+        let entries = self.entries.range(from..).take(most);
+        entries
+            .map(|(position, offset)| (*position, *offset))
+            .collect()
+    }
+
     /// The first positions of `stream` that are wanted, ascending.
     pub(crate) fn stream(&self, stream: u64, wanted: &Wanted, out: &mut Vec<u64>) {
         let Some(list) = self.streams.get(&stream) else {
@@ -375,6 +383,16 @@ impl Sealed {
 
     pub(crate) fn entries(&self) -> usize {
         self.footer.positions.len()
+    }
+
+    /// Positions at or above `from`, ascending, with their offsets.
+    pub(crate) fn entries_from(&self, from: u64, most: usize) -> Vec<(u64, u64)> {
+        let f = &self.footer;
+        let at = f.positions.partition_point(|position| *position < from);
+        let entries = f.positions[at..].iter().zip(&f.offsets[at..]).take(most);
+        entries
+            .map(|(position, offset)| (*position, unpacked(*offset)))
+            .collect()
     }
 
     /// Bytes that the arrays take, by capacity.

@@ -15,6 +15,7 @@ use crate::index::Index;
 use crate::reader::Reader;
 use crate::rebuild::Recovered;
 use crate::recovery::{Recovery, Step};
+use crate::scrub::Scrub;
 use crate::state_file::StateFile;
 use crate::streams::Parked;
 use crate::writer::Writer;
@@ -49,6 +50,7 @@ pub struct Unit {
     pub(crate) writer: Writer,
     pub(crate) reader: Reader,
     pub(crate) files: Files,
+    pub(crate) scrub: Scrub,
     pub(crate) parked: Vec<Parked>,
     /// Settled mark: everything below is settled on all replicas of this unit's chain.
     pub(crate) mark: Position,
@@ -89,6 +91,9 @@ pub(crate) struct Counters {
     pub(crate) batches: u64,
     pub(crate) records: u64,
     pub(crate) lost_on_read: u64,
+    pub(crate) lost_on_scrub: u64,
+    /// Lost, and given back by another replica.
+    pub(crate) repaired: u64,
     pub(crate) disk_reads: u64,
     pub(crate) cut: Option<String>,
 }
@@ -115,6 +120,7 @@ impl Unit {
             index: Index::default(),
             writer: Writer::default(),
             files: Files::default(),
+            scrub: Scrub::default(),
             parked: Vec::new(),
             mark: Position::ZERO,
             poison: None,
@@ -143,6 +149,7 @@ impl Unit {
                     serving: self.serving().map_or(Epoch::NONE, |s| s.layout.epoch),
                     empty: cluster.is_none() && self.index.high == Position::ZERO,
                     poisoned: self.poison.is_some(),
+                    damaged: self.index.is_damaged(),
                 }))
             }
         }
@@ -237,13 +244,17 @@ impl Unit {
         self.now = self.now.max(now);
         self.expire_parked();
         self.recheck_space();
+        if matches!(self.phase, Phase::Ready) {
+            self.go_on_scrubbing();
+        }
     }
 
     /// When [`handle_time`](Self::handle_time) is to be called at the latest.
     #[must_use]
     pub fn next_time(&self) -> Option<Time> {
         let parked = self.parked.iter().map(|p| p.deadline).min();
-        [parked, self.files.recheck_at].into_iter().flatten().min()
+        let times = [parked, self.files.recheck_at, self.scrub_at()];
+        times.into_iter().flatten().min()
     }
 
     /// The next thing to do for the host. `None`: nothing until the next event.
@@ -343,6 +354,7 @@ impl Unit {
             self.remove_file(name);
         }
         self.ask_space();
+        self.begin_scrubbing();
         if let Some(cut) = &self.counters.cut {
             tracing::warn!(%cut, "cut a torn tail");
         }

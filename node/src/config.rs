@@ -92,6 +92,8 @@ pub struct UnitSettings {
     pub reserve_bytes: u64,
     /// Memory for entries that were read or written lately, in bytes.
     pub cache_bytes: usize,
+    /// Most bytes of entries that are read in a second to find damage before somebody needs them; 0 for none.
+    pub scrub_bytes_per_second: u64,
 }
 
 impl Default for UnitSettings {
@@ -100,6 +102,7 @@ impl Default for UnitSettings {
             segment_bytes: 64 << 20,
             reserve_bytes: 256 << 20,
             cache_bytes: 256 << 20,
+            scrub_bytes_per_second: 4 << 20,
         }
     }
 }

@@ -200,6 +200,7 @@ impl ServerProcess {
         config.segment_bytes = settings.segment_bytes;
         config.soft_reserve_bytes = settings.reserve_bytes;
         config.cache_bytes = settings.cache_bytes;
+        config.scrub_bytes_per_second = settings.scrub_bytes_per_second;
         let OpenDisk {
             path,
             mut disk,

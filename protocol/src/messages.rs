@@ -254,7 +254,8 @@ pub enum UnitRequest {
         /// Only what lies below it may be kept.
         below: Position,
     },
-    /// Which positions of the ranges that you are joining do you lack, from `from` on? Servers only.
+    /// Which positions do you lack, from `from` on: of the ranges that you are joining, and of what is settled in your own?
+    /// Servers only.
     Lacking {
         /// The epoch.
         epoch: Epoch,
@@ -604,6 +605,8 @@ pub struct UnitHello {
     pub empty: bool,
     /// Whether a failure of its disk has made it refuse writes until it is restarted.
     pub poisoned: bool,
+    /// Whether it may have lost something that it held.
+    pub damaged: bool,
 }
 
 /// Responses of the layout.

@@ -71,6 +71,7 @@ impl Unit {
             serving: self.serves(),
             empty: self.cluster.is_none() && self.cells.is_empty(),
             poisoned: false,
+            damaged: !self.lost.is_empty(),
         }
     }
 
@@ -235,10 +236,26 @@ impl Unit {
         Ok(UnitResponse::Done)
     }
 
+    /// What it has to have: of its own ranges what is settled, and what it is being given.
+    fn owed(&self, layout: &Layout) -> Vec<UnitRange> {
+        let own = layout.ranges_of(self.id).into_iter();
+        let settled = own.map(|range| UnitRange {
+            to: range.to.min(self.mark),
+            ..range
+        });
+        let mut owed: Vec<_> = layout
+            .joining_of(self.id)
+            .into_iter()
+            .chain(settled)
+            .collect();
+        owed.sort_by_key(|range| range.from);
+        owed
+    }
+
     fn lacking(&self, epoch: Epoch, from: Position, limit: u32) -> Result<UnitResponse, Refusal> {
         let layout = self.served(epoch)?;
         let from = from.max(self.trimmed);
-        let ranges = layout.joining_of(self.id).into_iter();
+        let ranges = self.owed(layout).into_iter();
         let own = ranges.flat_map(|range| range.positions(from, Position::MAX));
         // Fewer than asked for, so that there are several rounds.
         let lacks = own.filter(|p| !self.cells.contains_key(p));
@@ -256,9 +273,9 @@ impl Unit {
         items: Vec<(Position, WireValue)>,
         body: Bytes,
     ) -> Result<UnitResponse, Refusal> {
-        let joining = self.served(epoch)?.joining_of(self.id);
-        let all = |p: &Position| joining.iter().any(|range| range.owns(*p));
-        assert!(items.iter().all(|(p, _)| all(p)), "not joining that");
+        let owed = self.owed(self.served(epoch)?);
+        let all = |p: &Position| owed.iter().any(|range| range.owns(*p));
+        assert!(items.iter().all(|(p, _)| all(p)), "it does not owe that");
         let answers = self.take(epoch, items, body);
         let marks = self.marks();
         Ok(UnitResponse::Written { answers, marks })
@@ -355,6 +372,13 @@ impl Unit {
     }
 
     /// Forgets what it holds at `position`, but not that it held something.
+    /// It is there again.
+    pub(super) fn find(&mut self, position: Position, entry: EncodedEntry) {
+        self.lost.remove(&position);
+        let cell = (Value::Data(entry), self.persisted);
+        self.cells.insert(position, cell);
+    }
+
     /// An operator has turned it into junk.
     pub(super) fn give_up(&mut self, position: Position) {
         self.lost.remove(&position);

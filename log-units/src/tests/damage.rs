@@ -295,6 +295,50 @@ fn damaged_head(damaged: u64) -> Rig {
     rig
 }
 
+#[test]
+fn damage_that_nobody_reads_is_found_named_and_mended() {
+    let mut rig = damaged_head(1);
+    assert!(!rig.hello().unwrap().damaged);
+    rig.pass(1_000);
+    rig.run();
+    assert!(rig.hello().unwrap().damaged);
+    assert_eq!(
+        (rig.fact("lost"), rig.fact("lost_on_scrub")),
+        ("1".into(), "1".into())
+    );
+    let lacking = UnitRequest::Lacking {
+        epoch: Epoch(1),
+        from: Position(0),
+        limit: 9,
+    };
+    let answer = |positions: &[u64]| {
+        ok(UnitResponse::Lacking {
+            positions: positions.iter().copied().map(Position).collect(),
+            through: Position::MAX,
+        })
+    };
+    assert_eq!(rig.ask(lacking.clone()), answer(&[1]));
+    let entry = entry(1, 1, &[5], 40);
+    let len = u32::try_from(entry.len()).unwrap();
+    let repair = UnitRequest::Repair {
+        epoch: Epoch(1),
+        settled: Position(2),
+        items: vec![(Position(1), WireValue::Data { len })],
+    };
+    let mended = rig.ask_with(repair, entry.bytes().clone()).0;
+    assert_eq!(answers(&mended), [WriteAnswer::Durable]);
+    assert_eq!(rig.ask(lacking), answer(&[]));
+    assert!(!rig.hello().unwrap().damaged);
+    assert_eq!(rig.fact("repaired"), "1");
+    // The damaged record is not found again.
+    rig.pass(60_000);
+    rig.run();
+    rig.pass(60_000);
+    rig.run();
+    assert_eq!(rig.fact("lost_on_scrub"), "1");
+    assert_ne!(rig.fact("scrub_passes"), "0");
+}
+
 /// Rule 11: only the next epoch asks the other replicas.
 #[test]
 fn a_head_that_lost_what_may_be_undecided_seals_itself() {
