@@ -55,7 +55,9 @@ impl Failure {
                 | Refusal::Identity { .. }
                 | Refusal::NoSuchRole { .. } => Remedy::NewLayout,
                 Refusal::NotYet { .. } => Remedy::Patience,
-                Refusal::Busy { .. } | Refusal::Poisoned { .. } => Remedy::TryAgain,
+                Refusal::Busy { .. } | Refusal::Poisoned { .. } | Refusal::NotLeader { .. } => {
+                    Remedy::TryAgain
+                }
                 Refusal::NotAllowed { .. } | Refusal::Malformed { .. } => Remedy::GiveUp,
             },
             Self::Call { error, .. } if !error.is_retryable() => Remedy::GiveUp,

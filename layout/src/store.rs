@@ -272,6 +272,7 @@ impl File<'_> {
             intent: intent.transpose().map_err(|why| self.damaged(why))?,
             starts: records.starts.into_iter().collect(),
             opened: records.opened.into_iter().collect(),
+            settled: Epoch::NONE,
         };
         history.check().map_err(|why| self.damaged(why))?;
         Ok(history)
@@ -298,6 +299,8 @@ impl File<'_> {
                     opened.insert(unit.0, epoch.0)?;
                 }
             }
+            // Not kept: whoever starts from this store makes another epoch.
+            StoreChange::Settled { .. } => {}
         }
         write.commit()?;
         Ok(())

@@ -16,7 +16,7 @@ const HEARTBEAT: Duration = Duration::from_millis(100);
 /// Between two attempts while nobody hears.
 const RETRY: Duration = Duration::from_millis(100);
 /// Longest wait for an answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What one process says to one layout server.
 pub(crate) struct Greeter {

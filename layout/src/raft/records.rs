@@ -199,6 +199,7 @@ struct HistoryRecord {
     intent: Option<Epoch>,
     starts: BTreeMap<Epoch, Position>,
     opened: BTreeMap<UnitId, Epoch>,
+    settled: Epoch,
 }
 
 pub(super) fn encode_history(history: &History) -> Vec<u8> {
@@ -208,6 +209,7 @@ pub(super) fn encode_history(history: &History) -> Vec<u8> {
         intent,
         starts,
         opened,
+        settled,
     } = history.clone();
     encode(&HistoryRecord {
         cluster,
@@ -215,6 +217,7 @@ pub(super) fn encode_history(history: &History) -> Vec<u8> {
         intent,
         starts,
         opened,
+        settled,
     })
 }
 
@@ -227,6 +230,7 @@ pub(super) fn decode_history(bytes: &[u8]) -> Result<History, String> {
         intent: record.intent,
         starts: record.starts,
         opened: record.opened,
+        settled: record.settled,
     };
     history.check()?;
     Ok(history)

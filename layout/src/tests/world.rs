@@ -280,6 +280,7 @@ impl World {
         for effect in effects {
             let run = self.core_run;
             match effect {
+                LayoutEffect::BeginAnew { why } => panic!("{why}"),
                 LayoutEffect::Reply(call, response) => {
                     if call != CallId(0) {
                         self.replies.push((call, response));

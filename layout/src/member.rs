@@ -1,0 +1,340 @@
+//! A member of the layout as its host sees it: it follows, or it leads, and then owns a [`LayoutCore`].
+//!
+//! ```text
+//!            lead(history)                              a leadership confirmed by a majority (rule 20)
+//!   follows --------------> leads: a core of its own, begun from the history
+//!           <--------------
+//!            follow(leader)                             leadership lost, or a change without a verdict
+//! ```
+//!
+//! Who follows answers what any member may: it hears hellos, for the addresses in them, and hands out the newest layout
+//! that is open. That may be an old one; a client never goes back to it (rule 23). So clients find the log while there
+//! is no leader, and hear of a new epoch whichever member they ask.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use milonga_protocol::messages::{
+    CallId, Hello, LayoutRequest, LayoutResponse, Refusal, Response,
+};
+use milonga_protocol::settle::{SendId, SendOutcome};
+use milonga_protocol::{ClusterId, Epoch, Published, ServerName, Time};
+
+use crate::core::LayoutCore;
+use crate::effect::{LayoutEffect, StoreId};
+use crate::gets::Gets;
+use crate::history::History;
+use crate::plan::{ClusterPlan, PlanError};
+
+/// Numbers the cores of one member: what one of them asked for is nothing to the next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Reign(u64);
+
+/// One member of the layout; pure, driven as a [`LayoutCore`] is.
+#[derive(Debug)]
+pub struct LayoutMember {
+    plan: ClusterPlan,
+    /// The id the cluster gets if this member makes it.
+    fresh: ClusterId,
+    /// It is the only member, so a start is the start of everything.
+    alone: bool,
+    history: Arc<History>,
+    /// Where servers were last heard of.
+    addresses: BTreeMap<ServerName, String>,
+    seat: Seat,
+    reign: Reign,
+    effects: VecDeque<LayoutEffect>,
+}
+
+#[derive(Debug)]
+enum Seat {
+    Follows {
+        leader: Option<(ServerName, String)>,
+        /// Why this member does not do more, if that is known.
+        why: Option<String>,
+        gets: Gets,
+    },
+    Leads {
+        core: Box<LayoutCore>,
+        /// Not answered yet.
+        calls: BTreeSet<CallId>,
+    },
+}
+
+impl LayoutMember {
+    /// A member that follows nobody yet. `fresh` becomes the cluster's id if this member makes it: draw it at random.
+    ///
+    /// # Errors
+    /// [`PlanError`]: the plan is impossible, or names other units than the history.
+    pub fn new(
+        plan: ClusterPlan,
+        alone: bool,
+        history: Arc<History>,
+        fresh: ClusterId,
+    ) -> Result<Self, PlanError> {
+        plan.check(history.current())?;
+        Ok(Self {
+            plan,
+            fresh,
+            alone,
+            history,
+            addresses: BTreeMap::new(),
+            seat: Seat::follower(None, None),
+            reign: Reign::default(),
+            effects: VecDeque::new(),
+        })
+    }
+
+    /// Begins a reign from a history that holds all that was committed before: this member leads, and a majority said so.
+    pub fn lead(&mut self, now: Time, history: Arc<History>) {
+        self.follow(None, None);
+        self.history = history;
+        self.answer_all_gets();
+        self.reign.0 += 1;
+        let (plan, history) = (self.plan.clone(), History::clone(&self.history));
+        let core = if self.alone {
+            LayoutCore::start(plan, history, self.fresh, now)
+        } else {
+            LayoutCore::take_over(plan, history, self.fresh, now)
+        };
+        self.seat = match core {
+            Ok(core) => Seat::Leads {
+                core: Box::new(core),
+                calls: BTreeSet::new(),
+            },
+            Err(error) => Seat::follower(None, Some(format!("cannot go on: {error}"))),
+        };
+    }
+
+    /// Follows `leader`, if anybody is known to lead; `why`: what keeps this member from more, for people.
+    pub fn follow(&mut self, leader: Option<(ServerName, String)>, why: Option<String>) {
+        match &mut self.seat {
+            Seat::Follows {
+                leader: before,
+                why: before_why,
+                ..
+            } => (*before, *before_why) = (leader, why),
+            Seat::Leads { calls, .. } => {
+                let calls = std::mem::take(calls);
+                self.seat = Seat::follower(leader, why);
+                for call in calls {
+                    self.refuse(call);
+                }
+            }
+        }
+    }
+
+    /// The history has grown.
+    pub fn learn(&mut self, history: Arc<History>) {
+        self.history = history;
+        let epoch = self.history.current_if_opened().map(|layout| layout.epoch);
+        if let (Seat::Follows { gets, .. }, Some(epoch)) = (&mut self.seat, epoch) {
+            for call in gets.behind(epoch) {
+                self.answer_get(call, Epoch::NONE);
+            }
+        }
+    }
+
+    /// The reign that effects belong to.
+    #[must_use]
+    pub const fn reign(&self) -> Reign {
+        self.reign
+    }
+
+    /// Whether it leads.
+    #[must_use]
+    pub const fn leads(&self) -> bool {
+        matches!(self.seat, Seat::Leads { .. })
+    }
+
+    /// Takes a request; the answer comes as an effect, for `Get` perhaps later.
+    pub fn handle(&mut self, now: Time, call: CallId, request: LayoutRequest) {
+        if let LayoutRequest::Hello(hello) = &request {
+            self.note_address(hello);
+        }
+        match &mut self.seat {
+            Seat::Leads { core, calls } => {
+                calls.insert(call);
+                core.handle(now, call, request);
+            }
+            Seat::Follows { gets, .. } => match request {
+                LayoutRequest::Hello(_) => self.reply(call, LayoutResponse::Heard),
+                LayoutRequest::ReportSealed { .. } => self.refuse(call),
+                LayoutRequest::Get { known, wait_ms } => {
+                    let open = self.history.current_if_opened();
+                    let newer = open.is_some_and(|layout| layout.epoch > known);
+                    if newer || !gets.park(now, call, known, wait_ms) {
+                        self.answer_get(call, known);
+                    }
+                }
+            },
+        }
+    }
+
+    /// Takes the outcome of a `Send` of `reign`.
+    pub fn handle_reply(&mut self, now: Time, reign: Reign, send: SendId, outcome: SendOutcome) {
+        if let Seat::Leads { core, .. } = &mut self.seat
+            && reign == self.reign
+        {
+            core.handle_reply(now, send, outcome);
+        }
+    }
+
+    /// Takes the outcome of a `Store` of `reign`. A reign ends with the first change that was refused, or that has no
+    /// verdict: what the history holds is known again only once the leadership is confirmed anew.
+    pub fn stored(&mut self, now: Time, reign: Reign, store: StoreId, outcome: Result<(), String>) {
+        let Seat::Leads { core, .. } = &mut self.seat else {
+            return;
+        };
+        if reign != self.reign {
+            return;
+        }
+        core.stored(now, store, outcome);
+        if let Some(why) = core.halted().map(str::to_owned) {
+            tracing::warn!(why, "the layout begins anew from its history");
+            self.follow(None, Some(format!("beginning anew: {why}")));
+            self.effects.push_back(LayoutEffect::BeginAnew { why });
+        }
+    }
+
+    /// Does what is due.
+    pub fn handle_time(&mut self, now: Time) {
+        match &mut self.seat {
+            Seat::Leads { core, .. } => core.handle_time(now),
+            Seat::Follows { gets, .. } => {
+                for call in gets.expired(now) {
+                    self.answer_get(call, Epoch(u64::MAX));
+                }
+            }
+        }
+    }
+
+    /// When [`Self::handle_time`] has something to do.
+    #[must_use]
+    pub fn next_time(&self) -> Option<Time> {
+        match &self.seat {
+            Seat::Leads { core, .. } => core.next_time(),
+            Seat::Follows { gets, .. } => gets.next_time(),
+        }
+    }
+
+    /// The next effect, to be carried out in this order.
+    pub fn poll_effect(&mut self) -> Option<LayoutEffect> {
+        if let Some(effect) = self.effects.pop_front() {
+            return Some(effect);
+        }
+        let Seat::Leads { core, calls } = &mut self.seat else {
+            return None;
+        };
+        let mut effect = core.poll_effect()?;
+        if let LayoutEffect::Reply(call, response) = &mut effect {
+            calls.remove(call);
+            if let Response::Layout(LayoutResponse::Layout(published)) = response {
+                // A new leader was told less than it had heard before.
+                for (name, address) in &self.addresses {
+                    let known = published.addresses.entry(name.clone());
+                    known.or_insert_with(|| address.clone());
+                }
+            }
+        }
+        Some(effect)
+    }
+
+    /// The cluster; `None` before genesis, or before this member has heard of it.
+    #[must_use]
+    pub fn cluster(&self) -> Option<ClusterId> {
+        match &self.seat {
+            Seat::Leads { core, .. } => core.cluster(),
+            Seat::Follows { .. } => self.history.cluster(),
+        }
+    }
+
+    /// For people and `milonga status`. Only who leads, or would if it could, has a `state`.
+    #[must_use]
+    pub fn facts(&self) -> BTreeMap<String, String> {
+        match &self.seat {
+            Seat::Leads { core, .. } => core.facts(),
+            Seat::Follows { leader, gets, .. } => {
+                let mut facts = BTreeMap::new();
+                let mut fact = |name: &str, value: String| facts.insert(name.to_owned(), value);
+                fact("epoch", self.history.epoch().to_string());
+                fact("waits", gets.len().to_string());
+                match leader {
+                    Some((name, _)) => fact("follows", name.to_string()),
+                    None => fact("state", self.why()),
+                };
+                facts
+            }
+        }
+    }
+
+    /// Whoever waits asks again, and then asks who leads.
+    fn answer_all_gets(&mut self) {
+        if let Seat::Follows { gets, .. } = &mut self.seat {
+            for call in gets.behind(Epoch(u64::MAX)) {
+                self.answer_get(call, Epoch(u64::MAX));
+            }
+        }
+    }
+
+    fn note_address(&mut self, hello: &Hello) {
+        let mut planned = self.plan.unit_names().chain(&self.plan.spare_units);
+        let mut sequencers = self.plan.sequencers();
+        let name = &hello.name;
+        if planned.any(|unit| unit == name) || sequencers.any(|sequencer| sequencer == name) {
+            self.addresses.insert(name.clone(), hello.address.clone());
+        }
+    }
+
+    /// Answers with the newest open layout, if that is newer than `known`.
+    fn answer_get(&mut self, call: CallId, known: Epoch) {
+        let open = self.history.current_if_opened();
+        let response = match open.filter(|layout| layout.epoch > known) {
+            Some(layout) => LayoutResponse::Layout(Published {
+                layout: layout.clone(),
+                addresses: self.addresses.clone(),
+            }),
+            None => LayoutResponse::Waiting { why: self.why() },
+        };
+        self.reply(call, response);
+    }
+
+    /// One sentence: who is waited for.
+    fn why(&self) -> String {
+        match &self.seat {
+            Seat::Leads { .. } => "this member begins to lead".into(),
+            Seat::Follows { why: Some(why), .. } => why.clone(),
+            Seat::Follows {
+                leader: Some((name, _)),
+                ..
+            } => format!("this member of the layout follows {name}"),
+            Seat::Follows { .. } => {
+                "waiting for a majority of the layout's members to elect a leader".into()
+            }
+        }
+    }
+
+    fn reply(&mut self, call: CallId, response: LayoutResponse) {
+        let response = Response::Layout(response);
+        self.effects.push_back(LayoutEffect::Reply(call, response));
+    }
+
+    fn refuse(&mut self, call: CallId) {
+        let leader = match &self.seat {
+            Seat::Follows { leader, .. } => leader.clone(),
+            Seat::Leads { .. } => None,
+        };
+        let refusal = Response::Refused(Refusal::NotLeader { leader });
+        self.effects.push_back(LayoutEffect::Reply(call, refusal));
+    }
+}
+
+impl Seat {
+    fn follower(leader: Option<(ServerName, String)>, why: Option<String>) -> Self {
+        Self::Follows {
+            leader,
+            why,
+            gets: Gets::default(),
+        }
+    }
+}
