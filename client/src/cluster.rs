@@ -274,7 +274,10 @@ impl Cluster {
                 Err(failure) => {
                     tracing::debug!(%failure, "report not heard");
                     // Whoever leads is asked next.
-                    failure.leader().into_iter().for_each(|peer| turn.push_front(peer));
+                    failure
+                        .leader()
+                        .into_iter()
+                        .for_each(|peer| turn.push_front(peer));
                 }
             }
         }

@@ -54,8 +54,8 @@ pub use member::{LayoutMember, Reign};
 pub use milonga_protocol::settle::{SendId, SendOutcome};
 pub use plan::{ClusterPlan, PlanError, SPARE_AFTER};
 pub use raft::{
-    Histories, Leadership, MESSAGE_BYTES, Member, MemberId, NotConfirmed, ProposeError, RAFT_STORE_VERSION,
-    RaftCarrier, RaftConfig, RaftDecodeError, RaftDisk, RaftJob, RaftRequest, RaftResponse,
-    RaftStore, RaftStoreError, Replica, StartError,
+    Histories, Leadership, MESSAGE_BYTES, Member, MemberId, NotConfirmed, ProposeError,
+    RAFT_STORE_VERSION, RaftCarrier, RaftConfig, RaftDecodeError, RaftDisk, RaftJob, RaftRequest,
+    RaftResponse, RaftStore, RaftStoreError, Replica, StartError,
 };
 pub use store::{LayoutStore, STORE_VERSION, StoreError};

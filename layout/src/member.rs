@@ -14,9 +14,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use milonga_protocol::messages::{
-    CallId, Hello, LayoutRequest, LayoutResponse, Refusal, Response,
-};
+use milonga_protocol::messages::{CallId, Hello, LayoutRequest, LayoutResponse, Refusal, Response};
 use milonga_protocol::settle::{SendId, SendOutcome};
 use milonga_protocol::{ClusterId, Epoch, Published, ServerName, Time};
 

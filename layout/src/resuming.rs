@@ -63,7 +63,8 @@ impl LayoutCore {
         }
         if self.not_resumed().is_empty() {
             let start = self.history.current().map(|layout| layout.start);
-            self.settled.nothing_left_below(start.unwrap_or(Position::ZERO));
+            self.settled
+                .nothing_left_below(start.unwrap_or(Position::ZERO));
             self.publish();
             self.rest();
         }

@@ -17,9 +17,9 @@ use milonga_transport::{Identity, MemoryNetwork, Peer, Role, Serving, SharedNetw
 
 use crate::config::UnitSettings;
 use crate::error::NodeError;
+use crate::layout::{self, LayoutPlan};
 use crate::lock::{DirectoryError, LOCK_FILE};
 use crate::machine::LocalMachine;
-use crate::layout::{self, LayoutPlan};
 use crate::process::{ServerPlan, ServerProcess, UNIT_DIRECTORY};
 
 /// Name of the process that holds all roles, and its address.

@@ -21,9 +21,9 @@ use milonga_transport::Peer;
 
 pub(crate) use carrier::Carrier;
 pub(crate) use door::Door;
+pub use store::NEW_LAYOUT;
 pub(crate) use store::{exists, open, remove_mark};
 pub(crate) use supervisor::Supervisor;
-pub use store::NEW_LAYOUT;
 
 /// The layout, as one of its members has it configured.
 #[derive(Clone, Debug)]
@@ -58,6 +58,9 @@ impl LayoutPlan {
             name: name.clone(),
             address: address.to_string(),
         };
-        (1..).map(MemberId).zip(named.into_iter().map(member)).collect()
+        (1..)
+            .map(MemberId)
+            .zip(named.into_iter().map(member))
+            .collect()
     }
 }

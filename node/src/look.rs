@@ -10,8 +10,8 @@ use milonga_log_units::{
     DiskDone, DiskError, DiskOp, Inspection, InspectionStep, OpenError, UnitReport,
 };
 
-use crate::lock::{DirectoryError, DirectoryLock, LOCK_FILE};
 use crate::layout;
+use crate::lock::{DirectoryError, DirectoryLock, LOCK_FILE};
 use crate::process::UNIT_DIRECTORY;
 
 /// Files that only a log unit's directory has.

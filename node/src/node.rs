@@ -51,7 +51,10 @@ impl Node {
             data: config.data.clone(),
             unit: config.unit.clone(),
             sequencer: config.sequencer.is_some(),
-            layout: config.layout.as_ref().map(|settings| layout_plan(settings, &config)),
+            layout: config
+                .layout
+                .as_ref()
+                .map(|settings| layout_plan(settings, &config)),
         };
         let mut process =
             ServerProcess::start(&env, &LocalMachine, plan, &identity, &network).await?;

@@ -86,7 +86,12 @@ impl Tables {
     /// `None`: the file is new. `Some(Err)`: how it shows that it is something else.
     pub(super) fn header(&self) -> Result<Option<std::result::Result<Header, String>>> {
         let foreign = "it is another redb file";
-        Ok(header_of(&*self.database()?, META, foreign, Header::decode)?)
+        Ok(header_of(
+            &*self.database()?,
+            META,
+            foreign,
+            Header::decode,
+        )?)
     }
 
     pub(super) fn write_header(&self, header: Header) -> Result<()> {

@@ -52,7 +52,10 @@ pub(crate) fn open(
     let thread = std::thread::Builder::new()
         .name("milonga-layout".to_owned())
         .spawn(move || work(&receiver))
-        .map_err(DirectoryError::io(directory, "starting the layout's thread"))?;
+        .map_err(DirectoryError::io(
+            directory,
+            "starting the layout's thread",
+        ))?;
     let guard = Guard {
         jobs: jobs.clone(),
         thread: Some(thread),
@@ -91,7 +94,10 @@ pub(crate) fn remove_mark(directory: &Path) -> Result<(), NodeError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         removed => removed.and_then(|()| sync(directory)),
     }
-    .map_err(DirectoryError::io(&mark, "removing the mark of a new layout"))?;
+    .map_err(DirectoryError::io(
+        &mark,
+        "removing the mark of a new layout",
+    ))?;
     Ok(())
 }
 
@@ -158,7 +164,9 @@ mod tests {
             .unwrap();
         drop(store);
         // Not by several members.
-        let refused = open(dir.path(), MemberId(1), &member(), false).err().unwrap();
+        let refused = open(dir.path(), MemberId(1), &member(), false)
+            .err()
+            .unwrap();
         assert!(refused.to_string().contains("alone"), "{refused}");
         drop(open(dir.path(), MemberId(1), &member(), true).unwrap());
         assert!(!old.exists() && exists(dir.path()));
@@ -170,7 +178,11 @@ mod tests {
     #[test]
     fn the_mark_of_a_new_layout_is_seen_and_removed_once() {
         let dir = tempfile::tempdir().unwrap();
-        let is_new = || open(dir.path(), MemberId(1), &member(), false).unwrap().is_new;
+        let is_new = || {
+            open(dir.path(), MemberId(1), &member(), false)
+                .unwrap()
+                .is_new
+        };
         assert!(!is_new());
         std::fs::write(dir.path().join(NEW_LAYOUT), "").unwrap();
         assert!(is_new());
