@@ -7,9 +7,9 @@
 //!            follow(leader)                             leadership lost, or a change without a verdict
 //! ```
 //!
-//! Who follows answers what any member may: it hears hellos, for the addresses in them, and hands out the newest layout
-//! that is open. That may be an old one; a client never goes back to it (rule 23). So clients find the log while there
-//! is no leader, and hear of a new epoch whichever member they ask.
+//! Who follows answers what any member may: it hears hellos, so that it knows who is there when it comes to lead, and hands
+//! out the newest layout that is open. That may be an old one; a client never goes back to it (rule 23). So clients find
+//! the log while there is no leader, and hear of a new epoch whichever member they ask.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -21,6 +21,7 @@ use milonga_protocol::{ClusterId, Epoch, Published, ServerName, Time};
 use crate::core::LayoutCore;
 use crate::effect::{LayoutEffect, StoreId};
 use crate::gets::Gets;
+use crate::heard::Heard;
 use crate::history::History;
 use crate::plan::{ClusterPlan, PlanError};
 
@@ -37,8 +38,6 @@ pub struct LayoutMember {
     /// It is the only member, so a start is the start of everything.
     alone: bool,
     history: Arc<History>,
-    /// Where servers were last heard of.
-    addresses: BTreeMap<ServerName, String>,
     seat: Seat,
     reign: Reign,
     effects: VecDeque<LayoutEffect>,
@@ -51,6 +50,7 @@ enum Seat {
         /// Why this member does not do more, if that is known.
         why: Option<String>,
         gets: Gets,
+        heard: Heard,
     },
     Leads {
         core: Box<LayoutCore>,
@@ -76,8 +76,7 @@ impl LayoutMember {
             fresh,
             alone,
             history,
-            addresses: BTreeMap::new(),
-            seat: Seat::follower(None, None),
+            seat: Seat::follower(None, None, Heard::default()),
             reign: Reign::default(),
             effects: VecDeque::new(),
         })
@@ -95,12 +94,16 @@ impl LayoutMember {
         } else {
             LayoutCore::take_over(plan, history, self.fresh, now)
         };
+        let heard = std::mem::take(self.heard());
         self.seat = match core {
-            Ok(core) => Seat::Leads {
-                core: Box::new(core),
-                calls: BTreeSet::new(),
-            },
-            Err(error) => Seat::follower(None, Some(format!("cannot go on: {error}"))),
+            Ok(mut core) => {
+                core.heard = heard;
+                Seat::Leads {
+                    core: Box::new(core),
+                    calls: BTreeSet::new(),
+                }
+            }
+            Err(error) => Seat::follower(None, Some(format!("cannot go on: {error}")), heard),
         };
     }
 
@@ -112,9 +115,9 @@ impl LayoutMember {
                 why: before_why,
                 ..
             } => (*before, *before_why) = (leader, why),
-            Seat::Leads { calls, .. } => {
-                let calls = std::mem::take(calls);
-                self.seat = Seat::follower(leader, why);
+            Seat::Leads { core, calls } => {
+                let (calls, heard) = (std::mem::take(calls), std::mem::take(&mut core.heard));
+                self.seat = Seat::follower(leader, why, heard);
                 for call in calls {
                     self.refuse(call);
                 }
@@ -147,16 +150,16 @@ impl LayoutMember {
 
     /// Takes a request; the answer comes as an effect, for `Get` perhaps later.
     pub fn handle(&mut self, now: Time, call: CallId, request: LayoutRequest) {
-        if let LayoutRequest::Hello(hello) = &request {
-            self.note_address(hello);
-        }
         match &mut self.seat {
             Seat::Leads { core, calls } => {
                 calls.insert(call);
                 core.handle(now, call, request);
             }
             Seat::Follows { gets, .. } => match request {
-                LayoutRequest::Hello(_) => self.reply(call, LayoutResponse::Heard),
+                LayoutRequest::Hello(hello) => {
+                    self.hear(now, hello);
+                    self.reply(call, LayoutResponse::Heard);
+                }
                 LayoutRequest::ReportSealed { .. } => self.refuse(call),
                 LayoutRequest::Get { known, wait_ms } => {
                     let open = self.history.current_if_opened();
@@ -224,16 +227,9 @@ impl LayoutMember {
         let Seat::Leads { core, calls } = &mut self.seat else {
             return None;
         };
-        let mut effect = core.poll_effect()?;
-        if let LayoutEffect::Reply(call, response) = &mut effect {
+        let effect = core.poll_effect()?;
+        if let LayoutEffect::Reply(call, _) = &effect {
             calls.remove(call);
-            if let Response::Layout(LayoutResponse::Layout(published)) = response {
-                // A new leader was told less than it had heard before.
-                for (name, address) in &self.addresses {
-                    let known = published.addresses.entry(name.clone());
-                    known.or_insert_with(|| address.clone());
-                }
-            }
         }
         Some(effect)
     }
@@ -275,22 +271,37 @@ impl LayoutMember {
         }
     }
 
-    fn note_address(&mut self, hello: &Hello) {
-        let mut planned = self.plan.unit_names().chain(&self.plan.spare_units);
-        let mut sequencers = self.plan.sequencers();
-        let name = &hello.name;
-        if planned.any(|unit| unit == name) || sequencers.any(|sequencer| sequencer == name) {
-            self.addresses.insert(name.clone(), hello.address.clone());
+    /// Who says hello to a member that follows is known to it when it comes to lead.
+    fn hear(&mut self, now: Time, hello: Hello) {
+        let known = self.knows(&hello.name);
+        let heard = self.heard();
+        heard.received(now);
+        if known {
+            heard.hear(now, hello);
+        }
+    }
+
+    fn knows(&self, name: &ServerName) -> bool {
+        let units = self.plan.unit_names().chain(&self.plan.spare_units);
+        let mut named = units.chain(self.plan.sequencers());
+        named.any(|known| known == name)
+    }
+
+    fn heard(&mut self) -> &mut Heard {
+        match &mut self.seat {
+            Seat::Leads { core, .. } => &mut core.heard,
+            Seat::Follows { heard, .. } => heard,
         }
     }
 
     /// Answers with the newest open layout, if that is newer than `known`.
     fn answer_get(&mut self, call: CallId, known: Epoch) {
+        let addresses = self.heard().addresses();
         let open = self.history.current_if_opened();
         let response = match open.filter(|layout| layout.epoch > known) {
             Some(layout) => LayoutResponse::Layout(Published {
                 layout: layout.clone(),
-                addresses: self.addresses.clone(),
+                addresses,
             }),
             None => LayoutResponse::Waiting { why: self.why() },
         };
@@ -328,11 +339,12 @@ impl LayoutMember {
 }
 
 impl Seat {
-    fn follower(leader: Option<(ServerName, String)>, why: Option<String>) -> Self {
+    fn follower(leader: Option<(ServerName, String)>, why: Option<String>, heard: Heard) -> Self {
         Self::Follows {
             leader,
             why,
             gets: Gets::default(),
+            heard,
         }
     }
 }
