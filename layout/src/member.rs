@@ -348,3 +348,159 @@ impl Seat {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use milonga_protocol::messages::Lease;
+    use milonga_protocol::{Incarnation, Limits};
+
+    use super::*;
+    use crate::history::StoreChange;
+    use crate::samples;
+
+    /// The history of a cluster at rest in epoch 1.
+    fn history() -> Arc<History> {
+        let mut history = History::default();
+        let layout = samples::layout(1, 0, &history);
+        let (epoch, parent) = (Epoch(1), Epoch::NONE);
+        let units = layout.units.iter().map(|unit| unit.id).collect();
+        for change in [
+            StoreChange::Intent { epoch },
+            StoreChange::Commit { parent, layout },
+            StoreChange::Opened { epoch, units },
+            StoreChange::Settled { epoch },
+        ] {
+            history.apply(&change).expect("continues");
+        }
+        Arc::new(history)
+    }
+
+    fn member(history: &Arc<History>) -> LayoutMember {
+        let layout = samples::layout(1, 0, &History::default());
+        let units = layout.segments[0].chains.iter();
+        let chain = |chain: &Vec<_>| chain.iter().map(|u| layout.unit(*u).name.clone()).collect();
+        let sequencer = layout.sequencer.name.clone();
+        let plan = ClusterPlan::new(
+            units.map(chain).collect(),
+            sequencer,
+            Limits::default(),
+            Lease::None,
+        );
+        LayoutMember::new(plan, false, Arc::clone(history), ClusterId(9)).expect("a good plan")
+    }
+
+    fn ms(ms: u64) -> Time {
+        Time::from_start(Duration::from_millis(ms))
+    }
+
+    fn get(known: u64, wait_ms: u32) -> LayoutRequest {
+        let known = Epoch(known);
+        LayoutRequest::Get { known, wait_ms }
+    }
+
+    fn hello() -> LayoutRequest {
+        LayoutRequest::Hello(Hello {
+            name: "sequencer-1".into(),
+            address: "there:1".into(),
+            incarnation: Incarnation(5),
+            unit: None,
+            sequencer: true,
+        })
+    }
+
+    fn replies(member: &mut LayoutMember) -> Vec<(CallId, Response)> {
+        let effects = std::iter::from_fn(|| member.poll_effect());
+        let reply = |effect| match effect {
+            LayoutEffect::Reply(call, response) => Some((call, response)),
+            _ => None,
+        };
+        effects.filter_map(reply).collect()
+    }
+
+    #[test]
+    fn who_follows_shows_the_newest_open_layout_and_leaves_decisions_to_the_leader() {
+        let mut member = member(&Arc::default());
+        member.follow(Some(("layout-2".into(), "two:1".into())), None);
+        member.handle(ms(0), CallId(1), hello());
+        member.handle(ms(0), CallId(2), get(0, 1_000));
+        let [(CallId(1), Response::Layout(LayoutResponse::Heard))] = replies(&mut member)[..]
+        else {
+            panic!("a hello is heard, and the other one waits");
+        };
+        member.learn(history());
+        let [(CallId(2), Response::Layout(LayoutResponse::Layout(published)))] =
+            &replies(&mut member)[..]
+        else {
+            panic!("it has come");
+        };
+        assert_eq!(published.layout.epoch, Epoch(1));
+        assert_eq!(
+            published.addresses[&ServerName::new("sequencer-1")],
+            "there:1"
+        );
+        // Nothing newer comes.
+        member.handle(ms(10), CallId(3), get(1, 1_000));
+        assert_eq!(member.next_time(), Some(ms(1_010)));
+        member.handle_time(ms(1_010));
+        let [(CallId(3), Response::Layout(LayoutResponse::Waiting { why }))] =
+            &replies(&mut member)[..]
+        else {
+            panic!("its time is up");
+        };
+        assert!(why.contains("follows layout-2"), "{why}");
+        let epoch = Epoch(1);
+        member.handle(ms(20), CallId(4), LayoutRequest::ReportSealed { epoch });
+        let leader = Some(("layout-2".into(), "two:1".to_owned()));
+        let refused = Response::Refused(Refusal::NotLeader { leader });
+        assert_eq!(replies(&mut member), [(CallId(4), refused)]);
+    }
+
+    #[test]
+    fn a_layout_that_is_not_open_yet_is_not_shown() {
+        let mut history = History::clone(&history());
+        let epoch = Epoch(2);
+        history.apply(&StoreChange::Intent { epoch }).unwrap();
+        let layout = samples::layout(2, 7, &history);
+        let parent = Epoch(1);
+        history
+            .apply(&StoreChange::Commit { parent, layout })
+            .unwrap();
+        let mut member = member(&Arc::new(history));
+        member.handle(ms(0), CallId(1), get(0, 0));
+        assert!(matches!(
+            replies(&mut member)[..],
+            [(_, Response::Layout(LayoutResponse::Waiting { .. }))]
+        ));
+    }
+
+    #[test]
+    fn whoever_waits_learns_that_a_reign_is_over() {
+        let mut member = member(&history());
+        member.handle(ms(0), CallId(1), get(1, 1_000));
+        member.lead(ms(0), history());
+        assert!(member.leads() && replies(&mut member).len() == 1);
+        member.handle(ms(1), CallId(2), get(1, 1_000));
+        assert_eq!(replies(&mut member), []);
+        let leader = Some(("layout-2".into(), "two:1".to_owned()));
+        member.follow(leader.clone(), None);
+        let refused = Response::Refused(Refusal::NotLeader { leader });
+        assert_eq!(replies(&mut member), [(CallId(2), refused)]);
+    }
+
+    #[test]
+    fn a_change_without_a_verdict_ends_the_reign() {
+        let mut member = member(&Arc::default());
+        member.lead(ms(0), Arc::default());
+        let first = member.reign();
+        // As if the core had asked for it: one that did not is not asked about it.
+        member.stored(ms(1), first, StoreId(0), Err("no majority".into()));
+        assert!(member.leads(), "it has proposed nothing");
+        member.follow(None, None);
+        member.lead(ms(2), history());
+        assert_ne!(member.reign(), first);
+        member.stored(ms(3), first, StoreId(0), Err("no majority".into()));
+        assert!(member.leads(), "another reign's");
+    }
+}
