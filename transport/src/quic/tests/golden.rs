@@ -23,8 +23,8 @@ fn parts(bytes: &'static [u8]) -> (Prefix, Message) {
     (prefix, message)
 }
 
-/// Version 2 changed the sequencer's bootstrap and the seal's report, version 3 brought repairs, version 4 units that join:
-/// older peers are told so.
+/// Version 2 changed the sequencer's bootstrap and the seal's report, version 3 brought repairs, version 4 units that join,
+/// version 5 layouts of several members: older peers are told so.
 #[test]
 fn older_frames_are_refused_by_their_version() {
     for (version, golden) in [
@@ -34,6 +34,8 @@ fn older_frames_are_refused_by_their_version() {
         (2, &include_bytes!("../../../golden/handshake-v2.bin")[..]),
         (3, &include_bytes!("../../../golden/frame-v3.bin")[..]),
         (3, &include_bytes!("../../../golden/handshake-v3.bin")[..]),
+        (4, &include_bytes!("../../../golden/frame-v4.bin")[..]),
+        (4, &include_bytes!("../../../golden/handshake-v4.bin")[..]),
     ] {
         let prefix = golden.first_chunk::<PREFIX_BYTES>().expect("a prefix");
         let error = Prefix::read(prefix).unwrap_err();
@@ -42,8 +44,8 @@ fn older_frames_are_refused_by_their_version() {
 }
 
 #[test]
-fn a_frame_of_version_4() {
-    let golden = include_bytes!("../../../golden/frame-v4.bin");
+fn a_frame_of_version_5() {
+    let golden = include_bytes!("../../../golden/frame-v5.bin");
     let request = Request::Unit(UnitRequest::Read {
         epoch: Epoch(7),
         settled: Position(1_000),
@@ -63,10 +65,10 @@ fn a_frame_of_version_4() {
 }
 
 #[test]
-fn a_handshake_of_version_4() {
-    let golden = include_bytes!("../../../golden/handshake-v4.bin");
+fn a_handshake_of_version_5() {
+    let golden = include_bytes!("../../../golden/handshake-v5.bin");
     let handshake = Handshake {
-        version: 4,
+        version: 5,
         cluster: Some(ClusterId(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff)),
         name: "unit-1a".into(),
         incarnation: Incarnation(42),
