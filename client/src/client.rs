@@ -68,7 +68,9 @@ impl LogClient {
             Arc::clone(&tasks),
         );
         let tails = Arc::new(TailChecks::new(Arc::clone(&cluster)));
-        tasks.spawn("layout watch", Arc::clone(&cluster).follow());
+        for server in cluster.layout_servers() {
+            tasks.spawn("layout watch", Arc::clone(&cluster).follow(server.clone()));
+        }
         tasks.spawn("appender", Arc::clone(&appender).run());
         tasks.spawn("tail checks", Arc::clone(&tails).run());
         Ok(Arc::new(Self {

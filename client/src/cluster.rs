@@ -1,5 +1,6 @@
 //! The cluster as this client sees it: the newest layout, who is where, and messages to servers.
 
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,6 +22,8 @@ use crate::retry::{Backoff, Failure, millis};
 
 /// How long a layout server holds a request for something newer.
 const LAYOUT_WAIT: Duration = Duration::from_secs(1);
+/// A layout server that has not answered so long after that is taken for gone, and another one is asked.
+const LAYOUT_ANSWERS: Duration = Duration::from_millis(500);
 /// After a newer layout came, a unit's answer is waited for so much longer.
 const ANSWERS_STILL: Duration = Duration::from_millis(50);
 /// The same epoch is reported again only after this long.
@@ -148,7 +151,11 @@ impl Cluster {
             let mut said = Vec::new();
             let mut hopeless = true;
             for server in &layout_servers {
-                let call_by = deadline.min(env.now().after(options.call_timeout));
+                let patience = match layout_servers.as_slice() {
+                    [_] => options.call_timeout,
+                    _ => LAYOUT_ANSWERS.min(options.call_timeout),
+                };
+                let call_by = deadline.min(env.now().after(patience));
                 match get(&network, server, Epoch::NONE, Duration::ZERO, call_by).await {
                     Ok(Got::Layout(published)) => match published.layout.validate() {
                         Ok(()) => break 'found *published,
@@ -254,11 +261,24 @@ impl Cluster {
         tracing::debug!(%epoch, "reporting a sealed epoch without a successor");
         let request = Request::Layout(LayoutRequest::ReportSealed { epoch });
         let message = request.into_message(Bytes::new());
-        for server in &self.layout_servers {
-            let deadline = self.call_deadline(until);
-            match call(&self.network, server, message.clone(), deadline).await {
+        let mut turn: VecDeque<_> = self.layout_servers.iter().cloned().collect();
+        let mut asked = BTreeSet::new();
+        while let Some(server) = turn.pop_front() {
+            if !asked.insert(server.name.clone()) {
+                continue;
+            }
+            let patience = self.env.now().after(LAYOUT_ANSWERS);
+            let deadline = self.call_deadline(until).min(patience);
+            match call(&self.network, &server, message.clone(), deadline).await {
                 Ok(_) => return,
-                Err(failure) => tracing::debug!(%failure, "report not heard"),
+                Err(failure) => {
+                    tracing::debug!(%failure, "report not heard");
+                    // Whoever leads is asked next.
+                    failure
+                        .leader()
+                        .into_iter()
+                        .for_each(|peer| turn.push_front(peer));
+                }
             }
         }
     }
@@ -283,15 +303,20 @@ impl Cluster {
         Err(last.expect("a client knows a layout server"))
     }
 
-    /// Keeps the layout up to date; runs until it is dropped.
-    pub(crate) async fn follow(self: Arc<Self>) {
-        let (mut turn, mut backoff) = (0, Backoff::default());
+    /// Who can be asked for the layout.
+    pub(crate) fn layout_servers(&self) -> &[Peer] {
+        &self.layout_servers
+    }
+
+    /// Keeps the layout up to date by what `server` says; runs until it is dropped. Every server is followed, so that one
+    /// that is gone, or cut off from the others, delays nothing.
+    pub(crate) async fn follow(self: Arc<Self>, server: Peer) {
+        let mut backoff = Backoff::default();
         loop {
-            let server = &self.layout_servers[turn % self.layout_servers.len()];
             let asked = self.env.now();
-            let deadline = asked.after(LAYOUT_WAIT + self.options.call_timeout);
+            let deadline = asked.after(LAYOUT_WAIT + LAYOUT_ANSWERS);
             let known = self.view.borrow().epoch();
-            match get(&self.network, server, known, LAYOUT_WAIT, deadline).await {
+            match get(&self.network, &server, known, LAYOUT_WAIT, deadline).await {
                 Ok(Got::Layout(published)) => {
                     backoff.reset();
                     self.publish(*published);
@@ -305,7 +330,6 @@ impl Cluster {
                 Ok(Got::Waiting(_)) => {}
                 Err(failure) => {
                     tracing::debug!(%failure, "layout server does not answer");
-                    turn += 1;
                 }
             }
             self.env.sleep(backoff.next(&self.env)).await;

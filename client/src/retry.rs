@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use milonga_protocol::messages::Refusal;
 use milonga_protocol::{Epoch, LogError, ServerName, SharedEnv, Time};
-use milonga_transport::CallError;
+use milonga_transport::{CallError, Peer};
 
 use crate::cluster::Cluster;
 
@@ -55,7 +55,9 @@ impl Failure {
                 | Refusal::Identity { .. }
                 | Refusal::NoSuchRole { .. } => Remedy::NewLayout,
                 Refusal::NotYet { .. } => Remedy::Patience,
-                Refusal::Busy { .. } | Refusal::Poisoned { .. } => Remedy::TryAgain,
+                Refusal::Busy { .. } | Refusal::Poisoned { .. } | Refusal::NotLeader { .. } => {
+                    Remedy::TryAgain
+                }
                 Refusal::NotAllowed { .. } | Refusal::Malformed { .. } => Remedy::GiveUp,
             },
             Self::Call { error, .. } if !error.is_retryable() => Remedy::GiveUp,
@@ -92,6 +94,24 @@ impl Failure {
             | Self::Garbage { server, .. }
             | Self::Superseded { server } => server,
         }
+    }
+
+    /// The member of the layout that the server names instead of itself.
+    pub(crate) fn leader(&self) -> Option<Peer> {
+        let Self::Refused {
+            refusal:
+                Refusal::NotLeader {
+                    leader: Some((name, address)),
+                },
+            ..
+        } = self
+        else {
+            return None;
+        };
+        Some(Peer {
+            name: name.clone(),
+            address: address.as_str().into(),
+        })
     }
 
     /// The server's words, without its name.

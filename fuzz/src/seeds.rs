@@ -208,6 +208,10 @@ fn responses() -> Vec<Response> {
         Response::Refused(Refusal::Busy {
             what: "64 MiB".to_owned(),
         }),
+        Response::Refused(Refusal::NotLeader {
+            leader: Some(("layout-2".into(), "two:1".to_owned())),
+        }),
+        Response::Raft,
     ]
 }
 
@@ -253,6 +257,7 @@ fn wire(seeds: &mut Vec<Seed>) {
         "layout-hello",
         encode(&Request::Layout(hello)),
     );
+    add(seeds, "request", "raft", encode(&Request::Raft));
     for (call, response) in (1..).zip(responses()) {
         let message = response.into_message(Bytes::from_static(b"body"));
         add(seeds, "response", &format!("{call:02}"), &message.header);

@@ -19,7 +19,6 @@ use crate::history::{History, StoreChange};
 use crate::joining::Joining;
 use crate::phase::{Errand, Phase, Runs};
 use crate::plan::{ClusterPlan, PlanError};
-use crate::store::StoreError;
 use crate::suspicion::Patience;
 
 /// A unit that says so again after this long really serves nothing (and its hello is not an old one, overtaken).
@@ -146,6 +145,25 @@ impl LayoutCore {
         })
     }
 
+    /// Begins as the leader among several: an epoch that is at rest goes on, if all its servers say that they serve it.
+    /// Everything else is as in [`Self::start`].
+    ///
+    /// # Errors
+    /// [`PlanError`], as [`Self::start`].
+    pub fn take_over(
+        plan: ClusterPlan,
+        history: History,
+        fresh: ClusterId,
+        now: Time,
+    ) -> Result<Self, PlanError> {
+        let mut core = Self::start(plan, history, fresh, now)?;
+        let same_sequencer = |layout: &Layout| layout.sequencer.name == core.sequencer;
+        if core.history.is_at_rest() && core.history.current().is_some_and(same_sequencer) {
+            core.take_up();
+        }
+        Ok(core)
+    }
+
     /// Takes a request; the answer comes as an effect, for `Get` perhaps later.
     pub fn handle(&mut self, now: Time, call: CallId, request: LayoutRequest) {
         self.pass(now);
@@ -197,17 +215,16 @@ impl LayoutCore {
     }
 
     /// Takes the outcome of a `Store`.
-    pub fn stored(&mut self, now: Time, store: StoreId, outcome: Result<(), StoreError>) {
+    pub fn stored(&mut self, now: Time, store: StoreId, outcome: Result<(), String>) {
         self.pass(now);
         let Some((change, call)) = self.storing.remove(&store) else {
             return;
         };
-        let applied = outcome.map_err(|error| error.to_string());
-        let applied = applied.and_then(|()| self.history.apply(&change).map_err(|e| e.to_string()));
+        let applied = outcome.and_then(|()| self.history.apply(&change).map_err(|e| e.to_string()));
         match (applied, call) {
             (Ok(()), None) => self.change_stored(),
             (Ok(()), Some(call)) => self.reply(call, LayoutResponse::Heard),
-            // Whether it is durable is unknown, so nothing may be decided any more by this process.
+            // Whether it is durable is unknown, so nothing may be decided any more by this core.
             (Err(why), call) => {
                 self.courier.forget();
                 self.phase = Phase::Halted { why: why.clone() };
@@ -279,6 +296,14 @@ impl LayoutCore {
         matches!(self.phase, Phase::Idle)
     }
 
+    /// Why nothing is decided any more, if that is so.
+    pub(crate) fn halted(&self) -> Option<&str> {
+        match &self.phase {
+            Phase::Halted { why } => Some(why),
+            _ => None,
+        }
+    }
+
     /// For people and `milonga status`.
     #[must_use]
     pub fn facts(&self) -> BTreeMap<String, String> {
@@ -337,6 +362,12 @@ impl LayoutCore {
     pub(crate) fn member(&self, name: &ServerName) -> Option<UnitIndex> {
         let mut members = self.members().into_iter();
         members.find(|unit| self.unit_name(*unit) == name)
+    }
+
+    /// Goes on with an epoch that another leader finished.
+    pub(crate) fn take_up(&mut self) {
+        self.published = self.history.current().cloned();
+        self.phase = Phase::Resume;
     }
 
     pub(crate) const fn published(&self) -> Option<&Layout> {
@@ -453,6 +484,7 @@ impl LayoutCore {
                 self.gather(format!("{name} is back, and another is gone"));
             }
             Phase::Open(_) => self.heard_while_opening(&name, new),
+            Phase::Resume => self.heard_while_resuming(&name),
             Phase::Settle(_) | Phase::Report { .. } | Phase::Idle => {
                 if let Some(cause) = self.over(&name) {
                     self.gather(cause);

@@ -27,7 +27,7 @@ pub enum LayoutEffect {
         /// The raw bytes that go with it.
         body: Bytes,
     },
-    /// Apply to the store; feed the outcome to `LayoutCore::stored`. There is at most one at a time.
+    /// Propose to the history; feed the outcome to `LayoutCore::stored`. There is at most one at a time.
     Store {
         /// To be given back with the outcome.
         id: StoreId,
@@ -36,4 +36,10 @@ pub enum LayoutEffect {
     },
     /// Answer a call.
     Reply(CallId, Response),
+    /// This leader does not know any more what the history holds: once its leadership is confirmed again, it is to begin
+    /// anew from there.
+    BeginAnew {
+        /// Why.
+        why: String,
+    },
 }

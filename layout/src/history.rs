@@ -22,6 +22,8 @@ pub struct History {
     pub(crate) opened: BTreeMap<UnitId, Epoch>,
     /// All that was ever given up lies in here.
     pub(crate) given_up: Option<(Position, Position)>,
+    /// The last epoch below whose start all is settled; the store without raft does not keep it.
+    pub(crate) settled: Epoch,
 }
 
 /// A change of the history; durable before it counts.
@@ -53,6 +55,11 @@ pub enum StoreChange {
         from: Position,
         /// End, exclusive.
         to: Position,
+    },
+    /// Everything below the start of `epoch` is settled, and all its units know: nothing is left to do for it.
+    Settled {
+        /// The epoch.
+        epoch: Epoch,
     },
 }
 
@@ -124,6 +131,22 @@ impl History {
         given_up.map_or(Position::MAX, |(from, _)| from)
     }
 
+    /// Whether everything was done for the last epoch and no other was begun: then any leader can go on with it.
+    #[must_use]
+    pub fn is_at_rest(&self) -> bool {
+        self.intent.is_none() && self.current.is_some() && self.settled == self.epoch()
+    }
+
+    /// The newest layout, if all its units have entered it.
+    #[must_use]
+    pub fn current_if_opened(&self) -> Option<&Layout> {
+        self.current.as_ref().filter(|layout| {
+            let id = |unit| layout.unit(unit).id;
+            let mut members = layout.members().into_iter();
+            members.all(|unit| self.opened.get(&id(unit)) == Some(&layout.epoch))
+        })
+    }
+
     /// Last committed epoch, 0 before genesis.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
@@ -181,6 +204,13 @@ impl History {
                 let (low, high) = self.given_up.unwrap_or((*from, *to));
                 self.given_up = Some((low.min(*from), high.max(*to)));
             }
+            StoreChange::Settled { epoch } => {
+                let (current, expected) = (self.epoch(), *epoch);
+                if expected != current {
+                    return Err(HistoryError::Parent { current, expected });
+                }
+                self.settled = *epoch;
+            }
         }
         Ok(())
     }
@@ -197,6 +227,9 @@ impl History {
         }
         if self.opened.values().any(|opened| *opened > epoch) {
             return Err("a unit confirmed an epoch that is not committed".into());
+        }
+        if self.settled > epoch {
+            return Err("an epoch is settled that is not committed".into());
         }
         let Some(layout) = &self.current else {
             return match (starts.is_empty(), self.cluster) {

@@ -28,12 +28,14 @@ mod gets;
 mod heard;
 mod history;
 mod joining;
+mod member;
 mod opening;
 mod phase;
 mod plan;
 mod planner;
 mod raft;
 mod reconfigure;
+mod resuming;
 #[cfg(test)]
 mod samples;
 mod settling;
@@ -48,11 +50,12 @@ mod tests;
 pub use core::LayoutCore;
 pub use effect::{LayoutEffect, StoreId};
 pub use history::{History, HistoryError, StoreChange};
+pub use member::{LayoutMember, Reign};
 pub use milonga_protocol::settle::{SendId, SendOutcome};
 pub use plan::{ClusterPlan, PlanError, SPARE_AFTER};
 pub use raft::{
-    Leadership, MESSAGE_BYTES, Member, MemberId, NotConfirmed, ProposeError, RAFT_STORE_VERSION,
-    RaftCarrier, RaftConfig, RaftDecodeError, RaftDisk, RaftJob, RaftRequest, RaftResponse,
-    RaftStore, RaftStoreError, Replica, StartError,
+    Histories, Leadership, MESSAGE_BYTES, Member, MemberId, NotConfirmed, ProposeError,
+    RAFT_STORE_VERSION, RaftCarrier, RaftConfig, RaftDecodeError, RaftDisk, RaftJob, RaftRequest,
+    RaftResponse, RaftStore, RaftStoreError, Replica, StartError,
 };
 pub use store::{LayoutStore, STORE_VERSION, StoreError};

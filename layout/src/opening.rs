@@ -183,7 +183,7 @@ impl LayoutCore {
                 if let Phase::Report { left } = &mut self.phase {
                     left.remove(unit);
                     if left.is_empty() {
-                        self.rest();
+                        self.finish();
                     }
                 }
                 Ok(())

@@ -7,6 +7,9 @@
 //!            ^                                                   |                             |                 |
 //!            '------------- a server restarted, or a seal without a successor was reported -----------------------'
 //! ```
+//!
+//! `Finish`, which only tells the store, stands between `Report` and `Idle`. A new leader that finds an epoch at rest goes on
+//! with it: `Resume -> Idle`, or `Gather`, if somebody does not serve that epoch any more.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -46,7 +49,11 @@ pub(crate) enum Phase {
     Report {
         left: BTreeSet<UnitIndex>,
     },
+    /// That everything is done is on its way to the store.
+    Finish,
     Idle,
+    /// Another leader has made the epoch and finished it; its servers have yet to say that they still serve it.
+    Resume,
     /// The store failed: nothing more is decided until a restart.
     Halted {
         why: String,

@@ -45,7 +45,7 @@ pub use errors::{NotConfirmed, ProposeError, StartError};
 pub use leadership::Leadership;
 pub use messages::{MESSAGE_BYTES, RaftDecodeError, RaftRequest, RaftResponse};
 pub use network::RaftCarrier;
-pub use replica::Replica;
+pub use replica::{Histories, Replica};
 pub use store::{RAFT_STORE_VERSION, RaftDisk, RaftJob, RaftStore, RaftStoreError};
 
 /// Number of a member of the layout; small, stable, never given to another machine or an emptied disk.

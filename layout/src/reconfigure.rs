@@ -236,6 +236,7 @@ impl LayoutCore {
             }
             Phase::Commit(rest) => self.open(rest),
             Phase::Record { settle_from } => self.opened(settle_from),
+            Phase::Finish => self.finished(),
             other => self.phase = other,
         }
     }

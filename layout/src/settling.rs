@@ -49,6 +49,11 @@ impl Notes {
         self.broken.is_some()
     }
 
+    /// Another leader settled what lies below.
+    pub(crate) fn nothing_left_below(&mut self, below: Position) {
+        self.below = below;
+    }
+
     fn note(&mut self, winners: Vec<(Position, Winner)>) {
         for (position, winner) in winners {
             if winner == Winner::Lost {

@@ -276,6 +276,7 @@ impl File<'_> {
             starts: records.starts.into_iter().collect(),
             opened: records.opened.into_iter().collect(),
             given_up: given_up.transpose().map_err(|why| self.damaged(why))?,
+            settled: Epoch::NONE,
         };
         history.check().map_err(|why| self.damaged(why))?;
         Ok(history)
@@ -311,6 +312,8 @@ impl File<'_> {
                     meta.insert(GIVEN_UP, record.as_slice())?;
                 }
             }
+            // Not kept: whoever starts from this store makes another epoch.
+            StoreChange::Settled { .. } => {}
         }
         write.commit()?;
         Ok(())

@@ -236,7 +236,7 @@ impl LayoutCore {
                 (self.members(), waits.collect(), settling.progress_at)
             }
             Phase::Report { left } => (self.members(), left.clone(), since),
-            Phase::Idle => (self.members(), BTreeSet::new(), since),
+            Phase::Idle | Phase::Resume => (self.members(), BTreeSet::new(), since),
             _ => return None,
         })
     }
@@ -306,6 +306,7 @@ impl LayoutCore {
                 | Phase::Settle(_)
                 | Phase::Report { .. }
                 | Phase::Idle
+                | Phase::Resume
         );
         if !at_work || self.other_sequencer().is_none() {
             return None;

@@ -1,5 +1,6 @@
 //! The whole procedure over a seeded network. Every failure names its seed or its step; the same one fails again.
 
+mod resuming;
 mod unit;
 mod world;
 
@@ -666,7 +667,7 @@ fn a_failed_store_stops_it_with_the_reason() {
     };
     let path = "layout.redb".into();
     let why = "no space left".into();
-    core.stored(now, store, Err(StoreError::Disk { path, why }));
+    core.stored(now, store, Err(StoreError::Disk { path, why }.to_string()));
     assert!(core.facts()["state"].contains("no space left"));
     // What is published stays, and nothing is decided any more.
     assert!(core.published_layout().is_some());

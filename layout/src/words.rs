@@ -48,7 +48,12 @@ impl LayoutCore {
                 )
             }
             Phase::Report { .. } => "published; reporting what is settled".into(),
+            Phase::Finish => "published; recording that all is done".into(),
             Phase::Idle => "published".into(),
+            Phase::Resume => {
+                let silent = self.not_resumed();
+                format!("published; taking over: waiting for {}", list(&silent))
+            }
             Phase::Halted { why } => {
                 return format!("stopped, because the history cannot be recorded: {why}");
             }

@@ -25,8 +25,9 @@ use serde::{Deserialize, Serialize};
 /// segment_bytes = 67108864
 /// ```
 ///
-/// A process with `[sequencer]` can be the sequencer. One with `[layout]` owns the layout: it lists the chains, the
-/// sequencer and the shared limits, which become part of the layout at its first start.
+/// A process with `[sequencer]` can be the sequencer. One with `[layout]` is a member of the layout: it lists the chains, the
+/// sequencer and the shared limits, which become part of the layout at its first start. `layout_servers` lists all members,
+/// one, three or five, the same in every configuration; with three the layout outlives one of them, with five two.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
@@ -41,7 +42,7 @@ pub struct ProcessConfig {
     /// Directory of what has to survive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<PathBuf>,
-    /// Where the layout is.
+    /// The members of the layout.
     pub layout_servers: Vec<ServerAddress>,
     /// Certificates.
     pub tls: TlsPaths,
@@ -51,7 +52,7 @@ pub struct ProcessConfig {
     /// Can be the sequencer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sequencer: Option<SequencerSettings>,
-    /// Owns the layout.
+    /// Is a member of the layout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layout: Option<LayoutSettings>,
 }
@@ -350,6 +351,7 @@ impl ProcessConfig {
             let remedy = "list the process that has the section [layout], with its address";
             return wrong("layout_servers", "is empty".into(), remedy);
         }
+        self.check_members(&wrong)?;
         if let Some(unit) = &self.unit
             && unit.segment_bytes < SMALLEST_SEGMENT
         {
@@ -363,6 +365,34 @@ impl ProcessConfig {
         }
     }
 }
+
+impl ProcessConfig {
+    fn check_members(
+        &self,
+        wrong: &impl Fn(&'static str, String, &'static str) -> Result<(), ConfigError>,
+    ) -> Result<(), ConfigError> {
+        const KEY: &str = "layout_servers";
+        let mut names: Vec<_> = self.layout_servers.iter().map(|s| &s.name).collect();
+        names.sort();
+        if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            let remedy = "list each member of the layout once";
+            return wrong(KEY, format!("{:?} is named twice", twice[0]), remedy);
+        }
+        if !MEMBERS.contains(&names.len()) {
+            let remedy = "list one, three or five: a majority of them decides, so one more than an odd number outlives no more failures";
+            return wrong(KEY, format!("lists {} members", names.len()), remedy);
+        }
+        if self.layout.is_some() && !names.iter().any(|name| **name == self.name.as_str()) {
+            let remedy = "list every process that has the section [layout], this one too";
+            let problem = format!("does not list {}, which has [layout]", self.name);
+            return wrong(KEY, problem, remedy);
+        }
+        Ok(())
+    }
+}
+
+/// How many members a layout may have.
+const MEMBERS: [usize; 3] = [1, 3, 5];
 
 /// Smaller segments spend their time in being made.
 const SMALLEST_SEGMENT: u64 = 1 << 20;
@@ -501,6 +531,18 @@ mod tests {
                 "at most",
             ),
             ("7100\"\n", "x\"\n", "listen", "line"),
+            (
+                "{ name = \"sequencer-1\", ",
+                "{ name = \"a\", address = \"b:1\" }, { name = \"sequencer-1\", ",
+                "`layout_servers`: lists 2 members",
+                "three",
+            ),
+            (
+                "{ name = \"sequencer-1\", ",
+                "{ name = \"other\", ",
+                "does not list sequencer-1",
+                "every process",
+            ),
         ];
         for (from, to, what, more) in cases {
             assert!(GOOD.contains(from), "{from}");

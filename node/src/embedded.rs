@@ -17,9 +17,10 @@ use milonga_transport::{Identity, MemoryNetwork, Peer, Role, Serving, SharedNetw
 
 use crate::config::UnitSettings;
 use crate::error::NodeError;
+use crate::layout::{self, LayoutPlan};
 use crate::lock::{DirectoryError, LOCK_FILE};
 use crate::machine::LocalMachine;
-use crate::process::{LAYOUT_FILE, ServerPlan, ServerProcess, UNIT_DIRECTORY};
+use crate::process::{ServerPlan, ServerProcess, UNIT_DIRECTORY};
 
 /// Name of the process that holds all roles, and its address.
 const NAME: &str = "embedded";
@@ -81,16 +82,14 @@ impl EmbeddedNode {
         let own = network.endpoint(name.clone(), Role::Server);
         let incarnation = Incarnation(env.random_id());
         let identity = Identity::new(name.clone(), incarnation);
+        let chains = vec![vec![name.clone()]];
+        let lease = Lease::DirectoryLock;
+        let cluster = ClusterPlan::new(chains, name.clone(), options.limits, lease);
         let plan = ServerPlan {
             data: Some(directory.to_owned()),
             unit: Some(options.unit),
             sequencer: true,
-            layout: Some(ClusterPlan::new(
-                vec![vec![name.clone()]],
-                name.clone(),
-                options.limits,
-                Lease::DirectoryLock,
-            )),
+            layout: Some(LayoutPlan::new(cluster, vec![layout_peer()])),
         };
         let mut process = ServerProcess::start(&env, &LocalMachine, plan, &identity, &own).await?;
         let service = process.service();
@@ -114,9 +113,7 @@ impl EmbeddedNode {
     /// Whether `directory` holds a log, or what is left of one; an empty or absent one does not.
     #[must_use]
     pub fn exists(directory: &Path) -> bool {
-        [LAYOUT_FILE, UNIT_DIRECTORY]
-            .iter()
-            .any(|part| directory.join(part).exists())
+        layout::exists(directory) || directory.join(UNIT_DIRECTORY).exists()
     }
 
     /// The network over which a client reaches the log; its calls go out under `name`.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use milonga_layout::StoreError;
+use milonga_layout::{RaftStoreError, StartError, StoreError};
 use milonga_log_units::OpenError;
 use milonga_transport::{BindError, TlsError};
 
@@ -42,9 +42,15 @@ pub enum NodeError {
         /// Why not.
         source: OpenError,
     },
-    /// The layout's store cannot be opened.
+    /// The layout's history of before, without raft, cannot be taken over.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The layout's history cannot be opened.
+    #[error(transparent)]
+    History(#[from] RaftStoreError),
+    /// This member of the layout cannot run.
+    #[error(transparent)]
+    Member(#[from] StartError),
     /// What the configuration says of the layout does not fit its history.
     #[error("layout: {why}")]
     Layout {

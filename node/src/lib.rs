@@ -3,7 +3,8 @@
 //! ```text
 //!   network ──> Front (decode, who may) ──> Handle ──> Host: Unit       ──> disk threads ── directory, locked
 //!                                      ├──> Handle ──> Host: Sequencer
-//!                                      └──> Handle ──> Host: Layout     ──> network, store thread
+//!                                      ├──> Handle ──> Host: Layout     ──> network
+//!                                      └──> Door   ──> raft replica     ──> network, store thread
 //!   Greeter ──> says hello to the layout, and again (rule 2)
 //! ```
 //!
@@ -17,6 +18,7 @@ mod embedded;
 mod error;
 mod hello;
 mod host;
+mod layout;
 mod lock;
 mod look;
 mod machine;
@@ -34,9 +36,10 @@ pub use config::{
 };
 pub use embedded::{EmbeddedNode, EmbeddedOptions};
 pub use error::NodeError;
+pub use layout::{LayoutPlan, NEW_LAYOUT};
 pub use lock::{DirectoryError, DirectoryLock};
 pub use look::{LookError, UnitDirectory};
-pub use machine::{DiskCompletion, Guard, Machine, OpenDisk, OpenStore, StoreDone};
+pub use machine::{DiskCompletion, Guard, Machine, OpenDisk, OpenLayout};
 pub use milonga_log_units::{
     Affected, Damage, Remark, SegmentReport, SegmentState, StateReport, UnitReport,
 };

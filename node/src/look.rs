@@ -10,8 +10,9 @@ use milonga_log_units::{
     DiskDone, DiskError, DiskOp, Inspection, InspectionStep, OpenError, UnitReport,
 };
 
+use crate::layout;
 use crate::lock::{DirectoryError, DirectoryLock, LOCK_FILE};
-use crate::process::{LAYOUT_FILE, UNIT_DIRECTORY};
+use crate::process::UNIT_DIRECTORY;
 
 /// Files that only a log unit's directory has.
 const OF_UNITS: [&str; 3] = ["superblock", "superblock.new", "state"];
@@ -105,7 +106,7 @@ impl UnitDirectory {
                 vec![inside],
             ));
         }
-        if path.join(LAYOUT_FILE).exists() {
+        if layout::exists(path) {
             return Err(no_unit(
                 "holds a layout's history, and no log unit",
                 Vec::new(),

@@ -1,29 +1,26 @@
 //! The machine seam: what a server process needs of the computer under it, apart from clock and network.
 //!
-//! Contract. A [`Machine`] MUST give what it opens to one process at a time, MUST complete every disk operation and
-//! every change of a store exactly once unless it is stopped, and MUST NOT touch the directory after the guards of
+//! Contract. A [`Machine`] MUST give what it opens to one process at a time, MUST complete every disk operation
+//! exactly once unless it is stopped, and MUST NOT touch the directory after the guards of
 //! what was opened there are dropped. [`LocalMachine`] is the real one; the tests' seeded world has another.
 
 use std::path::{Path, PathBuf};
 
-use milonga_layout::{History, StoreChange, StoreError, StoreId};
+use milonga_layout::{Member, MemberId, RaftStore};
 use milonga_log_units::{Disk, DiskDone, DiskError, OpId};
 use milonga_protocol::SharedEnv;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::disk::FileDisk;
 use crate::error::NodeError;
+use crate::layout;
 use crate::lock::DirectoryLock;
-use crate::steer::StoreThread;
 
 /// Keeps something open. Dropping it stops it, and returns when nothing touches the directory any more.
 pub type Guard = Box<dyn Send + Sync>;
 
 /// A completed disk operation.
 pub type DiskCompletion = (OpId, Result<DiskDone, DiskError>);
-
-/// Reports that a change of the store ended, and how. `false`: nobody wants to know any more.
-pub type StoreDone = Box<dyn Fn(StoreId, Result<(), StoreError>) -> bool + Send>;
 
 /// Where disks, stores and locks come from.
 pub trait Machine: Send + Sync + 'static {
@@ -44,11 +41,24 @@ pub trait Machine: Send + Sync + 'static {
         done: UnboundedSender<DiskCompletion>,
     ) -> Result<OpenDisk, NodeError>;
 
-    /// Opens the layout's store. Blocks for as long as the disk takes.
+    /// Opens where member `id` of the layout keeps the history; `alone`: there are no other members. Blocks for as long as
+    /// the disk takes.
     ///
     /// # Errors
-    /// [`NodeError::Store`] if it is not a store or cannot be read.
-    fn store(&self, file: &Path, done: StoreDone) -> Result<OpenStore, NodeError>;
+    /// [`NodeError`] if it is not a history of that member, or cannot be read.
+    fn layout(
+        &self,
+        directory: &Path,
+        id: MemberId,
+        member: &Member,
+        alone: bool,
+    ) -> Result<OpenLayout, NodeError>;
+
+    /// The new layout of [`OpenLayout::is_new`] is made; it is never said to be new again.
+    ///
+    /// # Errors
+    /// [`NodeError::Directory`] if that cannot be written down.
+    fn layout_is_made(&self, directory: &Path) -> Result<(), NodeError>;
 }
 
 /// A log unit's disk.
@@ -61,12 +71,12 @@ pub struct OpenDisk {
     pub guard: Guard,
 }
 
-/// A layout's store.
-pub struct OpenStore {
-    /// What it held when it was opened.
-    pub history: History,
-    /// Begins a change; there is at most one at a time.
-    pub submit: Box<dyn FnMut(StoreId, StoreChange) + Send>,
+/// Where a member of the layout keeps the history.
+pub struct OpenLayout {
+    /// The store, on its disk.
+    pub store: RaftStore,
+    /// Whoever made the directory said that the layout is new.
+    pub is_new: bool,
     /// Keeps it open.
     pub guard: Guard,
 }
@@ -94,12 +104,17 @@ impl Machine for LocalMachine {
         })
     }
 
-    fn store(&self, file: &Path, done: StoreDone) -> Result<OpenStore, NodeError> {
-        let (thread, history) = StoreThread::open(file, done)?;
-        Ok(OpenStore {
-            history,
-            submit: thread.submit(),
-            guard: Box::new(thread),
-        })
+    fn layout(
+        &self,
+        directory: &Path,
+        id: MemberId,
+        member: &Member,
+        alone: bool,
+    ) -> Result<OpenLayout, NodeError> {
+        layout::open(directory, id, member, alone)
+    }
+
+    fn layout_is_made(&self, directory: &Path) -> Result<(), NodeError> {
+        layout::remove_mark(directory)
     }
 }

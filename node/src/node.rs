@@ -10,8 +10,9 @@ use milonga_protocol::messages::{Lease, ServerStatus};
 use milonga_protocol::{Incarnation, ServerName, SharedEnv};
 use milonga_transport::{Identity, Peer, QuicNetwork, QuicServer, Tls};
 
-use crate::config::{LayoutSettings, ProcessConfig};
+use crate::config::{LayoutSettings, ProcessConfig, ServerAddress};
 use crate::error::NodeError;
+use crate::layout::LayoutPlan;
 use crate::machine::LocalMachine;
 use crate::process::{ServerPlan, ServerProcess};
 
@@ -50,7 +51,10 @@ impl Node {
             data: config.data.clone(),
             unit: config.unit.clone(),
             sequencer: config.sequencer.is_some(),
-            layout: config.layout.as_ref().map(cluster_plan),
+            layout: config
+                .layout
+                .as_ref()
+                .map(|settings| layout_plan(settings, &config)),
         };
         let mut process =
             ServerProcess::start(&env, &LocalMachine, plan, &identity, &network).await?;
@@ -112,6 +116,11 @@ fn at_home(peer: Peer, name: &ServerName, address: &str) -> Peer {
     } else {
         peer
     }
+}
+
+fn layout_plan(settings: &LayoutSettings, config: &ProcessConfig) -> LayoutPlan {
+    let members = config.layout_servers.iter().map(ServerAddress::peer);
+    LayoutPlan::new(cluster_plan(settings), members.collect())
 }
 
 fn cluster_plan(settings: &LayoutSettings) -> ClusterPlan {

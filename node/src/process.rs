@@ -1,10 +1,10 @@
 //! The roles of one process put together: hosts, threads, and the order in which they end.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use milonga_layout::{ClusterPlan, LayoutCore};
+use milonga_layout::{LayoutMember, Replica};
 use milonga_log_units::{Unit, UnitConfig};
 use milonga_protocol::messages::ServerStatus;
 use milonga_protocol::{ClusterId, SharedEnv, Task, UnitId};
@@ -18,15 +18,14 @@ use crate::config::UnitSettings;
 use crate::error::NodeError;
 use crate::hello::Greeter;
 use crate::host::{self, Handle};
-use crate::machine::{DiskCompletion, Guard, Machine, OpenDisk, OpenStore};
-use crate::roles::{LayoutEvent, LayoutRole, SequencerRole, UnitRole, UnitState};
+use crate::layout::{Carrier, Door, LayoutPlan, NEW_LAYOUT, Supervisor};
+use crate::machine::{DiskCompletion, Guard, Machine, OpenDisk};
+use crate::roles::{LayoutRole, SequencerRole, UnitRole, UnitState};
 use crate::service::{Front, Roles};
 use crate::steer::Steering;
 
 /// In the data directory: the directory of the log unit.
 pub(crate) const UNIT_DIRECTORY: &str = "unit";
-/// In the data directory: the history of layouts.
-pub(crate) const LAYOUT_FILE: &str = "layout.redb";
 
 /// What one process is to be.
 #[derive(Clone, Debug, Default)]
@@ -37,8 +36,8 @@ pub struct ServerPlan {
     pub unit: Option<UnitSettings>,
     /// Can be the sequencer.
     pub sequencer: bool,
-    /// Owns the layout.
-    pub layout: Option<ClusterPlan>,
+    /// Is a member of the layout.
+    pub layout: Option<LayoutPlan>,
 }
 
 /// The roles of one process, over any network and any machine: what [`Node`](crate::Node) and
@@ -50,6 +49,7 @@ pub struct ServerProcess {
     /// They say hello to the layout.
     greeters: Vec<Task>,
     tasks: Vec<Task>,
+    replica: Option<Arc<Replica>>,
     disk: Option<Guard>,
     store: Option<Guard>,
     lock: Option<Guard>,
@@ -58,7 +58,7 @@ pub struct ServerProcess {
 }
 
 impl ServerProcess {
-    /// Locks the directory, recovers the unit, loads the layout, starts the hosts. Nobody can call them before
+    /// Locks the directory, recovers the unit, loads the layout's history, starts the hosts. Nobody can call them before
     /// [`Self::service`] is served.
     ///
     /// # Errors
@@ -76,6 +76,7 @@ impl ServerProcess {
         let mut process = Self {
             greeters: Vec::new(),
             tasks: Vec::new(),
+            replica: None,
             disk: None,
             store: None,
             lock,
@@ -93,27 +94,17 @@ impl ServerProcess {
         };
         let layout = match plan.layout {
             Some(plan) => {
-                let (events, receiver) = unbounded_channel();
-                let stored = events.clone();
-                let done = move |id, result| stored.send(LayoutEvent::Stored(id, result)).is_ok();
-                let store = machine.store(&data.join(LAYOUT_FILE), Box::new(done))?;
-                let OpenStore {
-                    history,
-                    submit,
-                    guard,
-                } = store;
-                process.store = Some(guard);
-                let candidate = ClusterId(env.random_id());
-                let core = LayoutCore::start(plan, history, candidate, env.now());
-                let core = core.map_err(|error| NodeError::Layout {
-                    why: error.to_string(),
-                })?;
-                let steering = Steering::new(env, network, &events, submit);
-                Some(process.layout(env, core, receiver, steering, identity))
+                let replica = process
+                    .replica(env, machine, &data, &plan, identity, network)
+                    .await?;
+                Some(process.layout(env, plan, replica, identity, network)?)
             }
             None => None,
         };
+        let door = process.replica.as_ref();
+        let door = door.map(|replica| Door::new(env, replica));
         process.roles = Arc::new(Roles {
+            door,
             unit,
             sequencer,
             layout,
@@ -164,7 +155,12 @@ impl ServerProcess {
     }
 
     /// Stops everything, on a thread of its own because it waits for the disk.
-    pub async fn close(self) {
+    pub async fn close(mut self) {
+        self.greeters.clear();
+        self.tasks.clear();
+        if let Some(replica) = self.replica.take() {
+            replica.shutdown().await;
+        }
         let (sender, stopped) = oneshot::channel();
         let stop = move || {
             drop(self);
@@ -233,22 +229,89 @@ impl ServerProcess {
         }
     }
 
+    /// Starts this member's copy of the history.
+    async fn replica(
+        &mut self,
+        env: &SharedEnv,
+        machine: &dyn Machine,
+        data: &Path,
+        plan: &LayoutPlan,
+        identity: &Identity,
+        network: &SharedNetwork,
+    ) -> Result<Arc<Replica>, NodeError> {
+        let members = plan.members();
+        let own = members.iter().find(|(_, m)| m.name == *identity.name());
+        let (id, member) = own.ok_or_else(|| NodeError::Layout {
+            why: format!("{} is not listed under layout_servers", identity.name()),
+        })?;
+        let (id, alone) = (*id, members.len() == 1);
+        let open = machine.layout(data, id, member, alone)?;
+        self.store = Some(open.guard);
+        let carrier = Arc::new(Carrier(Arc::clone(network)));
+        let replica = Replica::start(id, members, open.store, carrier, env, &plan.raft).await?;
+        let replica = Arc::new(replica);
+        self.replica = Some(Arc::clone(&replica));
+        let stopped = |why| NodeError::Layout { why };
+        if !replica.has_past().await.map_err(stopped)? {
+            if !alone && !open.is_new {
+                return Err(NodeError::Layout {
+                    why: without_past(data, identity),
+                });
+            }
+            replica.initialize().await?;
+        }
+        if open.is_new {
+            machine.layout_is_made(data)?;
+        }
+        Ok(replica)
+    }
+
     fn layout(
         &mut self,
         env: &SharedEnv,
-        core: LayoutCore,
-        events: UnboundedReceiver<LayoutEvent>,
-        mut steering: Steering,
+        plan: LayoutPlan,
+        replica: Arc<Replica>,
         identity: &Arc<Identity>,
-    ) -> Handle<LayoutRole> {
-        let identity = Arc::clone(identity);
-        let core = LayoutRole { core, identity };
-        let (handle, task) = host::start(env, core, events, move |effect| {
-            steering.carry_out(effect);
+        network: &SharedNetwork,
+    ) -> Result<Handle<LayoutRole>, NodeError> {
+        let (history, fresh) = (replica.history(), ClusterId(env.random_id()));
+        let alone = plan.members.len() == 1;
+        let member = LayoutMember::new(plan.cluster, alone, history, fresh);
+        let member = member.map_err(|error| NodeError::Layout {
+            why: error.to_string(),
+        })?;
+        let (events, receiver) = unbounded_channel();
+        let (anew, asked) = unbounded_channel();
+        let mut steering = Steering::new(env, network, &events, &replica, anew);
+        let role = LayoutRole {
+            member,
+            replica: Arc::clone(&replica),
+            identity: Arc::clone(identity),
+        };
+        let (handle, task) = host::start(env, role, receiver, move |(reign, effect)| {
+            steering.carry_out(reign, effect);
         });
         self.tasks.push(task);
-        handle
+        let supervisor = Supervisor {
+            env: Arc::clone(env),
+            replica,
+            events,
+            anew: asked,
+        };
+        let task = env.spawn("layout supervisor", Box::pin(supervisor.run()));
+        self.tasks.push(task);
+        Ok(handle)
     }
+}
+
+/// What a member of several has to do whose disk holds nothing.
+fn without_past(data: &Path, identity: &Identity) -> String {
+    let mark = data.join(NEW_LAYOUT);
+    format!(
+        "{} is a member of the layout and its directory is empty; if the cluster is new, make an empty file {} on each member, as `milonga init` does, and start again; if it is not, this disk was lost, and with it what this member promised the others: restore it, the other members go on without it",
+        identity.name(),
+        mark.display()
+    )
 }
 
 impl fmt::Debug for ServerProcess {
@@ -261,6 +324,9 @@ impl Drop for ServerProcess {
     fn drop(&mut self) {
         self.greeters.clear();
         self.tasks.clear();
+        if let Some(replica) = self.replica.take() {
+            replica.stop();
+        }
         self.disk = None;
         self.store = None;
         self.lock = None;

@@ -12,6 +12,7 @@ use milonga_protocol::messages::{
 use milonga_transport::{Caller, Identity, Reply, Role, Service};
 
 use crate::host::{Core, Handle};
+use crate::layout::Door;
 use crate::roles::{LayoutRole, SequencerRole, UnitRole};
 
 /// The roles of one process.
@@ -21,6 +22,8 @@ pub(crate) struct Roles {
     pub(crate) unit: Option<Handle<UnitRole>>,
     pub(crate) sequencer: Option<Handle<SequencerRole>>,
     pub(crate) layout: Option<Handle<LayoutRole>>,
+    /// For the other members of the layout.
+    pub(crate) door: Option<Door>,
 }
 
 /// The service of a process: its roles, shared with the answers that take longer.
@@ -48,6 +51,13 @@ impl Service for Front {
                 pass(&self.0.sequencer, request, body, len, urgent, reply)
             }
             Request::Layout(request) => pass(&self.0.layout, request, body, len, urgent, reply),
+            Request::Raft => match &self.0.door {
+                Some(door) => door.knock(from, &body, reply),
+                None => {
+                    let role = LayoutRole::ROLE.to_owned();
+                    refuse(reply, Refusal::NoSuchRole { role });
+                }
+            },
             Request::Status => {
                 let roles = Arc::clone(&self.0);
                 let status = async move {
@@ -70,6 +80,7 @@ impl Roles {
             unit: None,
             sequencer: None,
             layout: None,
+            door: None,
         }
     }
 
@@ -133,6 +144,7 @@ const fn is_control(request: &Request) -> bool {
                 | UnitRequest::Lacking { .. }
         ) | Request::Sequencer(SequencerRequest::Seal { .. } | SequencerRequest::Bootstrap(_))
             | Request::Layout(LayoutRequest::Hello(_))
+            | Request::Raft
     )
 }
 

@@ -42,6 +42,8 @@ pub enum Request {
     Layout(LayoutRequest),
     /// What this process is and does; for `milonga status`.
     Status,
+    /// From one member of the layout to another; the body is for its raft. Servers only.
+    Raft,
 }
 
 /// A response from any role.
@@ -57,6 +59,8 @@ pub enum Response {
     Status(ServerStatus),
     /// Not done, nothing changed, and why.
     Refused(Refusal),
+    /// To `Raft`; the body is from its raft.
+    Raft,
 }
 
 /// Why a server did nothing.
@@ -113,6 +117,12 @@ pub enum Refusal {
     Identity {
         /// What does not fit.
         why: String,
+    },
+    /// This member of the layout does not lead, or does not any more.
+    #[error("this member of the layout does not lead; {}", leader.as_ref().map_or_else(|| "nobody is known to".to_owned(), |(name, _)| format!("ask {name}")))]
+    NotLeader {
+        /// Who does, as far as is known, and where.
+        leader: Option<(ServerName, String)>,
     },
 }
 

@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use milonga_node::{
-    DirectoryLock, EmbeddedNode, LayoutSettings, ProcessConfig, SequencerSettings, ServerAddress,
-    TlsPaths, UnitSettings,
+    DirectoryLock, EmbeddedNode, LayoutSettings, NEW_LAYOUT, ProcessConfig, SequencerSettings,
+    ServerAddress, TlsPaths, UnitSettings,
 };
 use milonga_protocol::ServerName;
 use milonga_transport::{Role, certs};
@@ -13,7 +13,7 @@ use milonga_transport::{Role, certs};
 use super::output::Failure;
 use crate::ClientConfig;
 
-/// The process that holds the layout and nothing else.
+/// The first process that is a member of the layout and nothing else.
 const LAYOUT: &str = "layout-1";
 /// The first sequencer; in a small cluster it holds the layout, too.
 const SEQUENCER: &str = "sequencer-1";
@@ -33,8 +33,8 @@ pub(super) struct ClusterFiles {
 /// Which processes a cluster has, by name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Shape {
-    /// Who holds the layout: [`LAYOUT`] or [`SEQUENCER`].
-    layout: String,
+    /// The members of the layout: [`LAYOUT`] and others of its kind, or [`SEQUENCER`] alone.
+    layouts: Vec<String>,
     /// The sequencer, then those that can take its place.
     sequencers: Vec<String>,
     /// The units of each chain: chain 1 is `unit-1a`, `unit-1b`, …
@@ -43,6 +43,8 @@ pub(super) struct Shape {
     spare_units: Vec<String>,
     /// Whether somebody asked for so many spares: then a cluster that has others is not what was asked for.
     spares_matter: bool,
+    /// The same for the members of the layout.
+    layouts_matter: bool,
 }
 
 impl Shape {
@@ -52,26 +54,35 @@ impl Shape {
         let letters = 0..u8::try_from(replicas.min(26)).unwrap_or(26);
         let chain = |chain| letters.clone().map(move |letter| replica(chain, letter));
         Self {
-            layout: SEQUENCER.to_owned(),
+            layouts: vec![SEQUENCER.to_owned()],
             sequencers: vec![SEQUENCER.to_owned()],
             chains: (1..=chains).map(|number| chain(number).collect()).collect(),
             spare_units: Vec::new(),
             spares_matter: false,
+            layouts_matter: false,
         }
     }
 
-    /// The layout is a process of its own, and there are spare sequencers and spare units: as many as asked for, else one
-    /// of each.
-    pub(super) fn with_spares(chains: usize, replicas: usize, spares: Option<usize>) -> Self {
+    /// The members of the layout are processes of their own, one if it was not asked for more, and there are spare
+    /// sequencers and spare units: as many as asked for, else one of each.
+    pub(super) fn with_spares(
+        chains: usize,
+        replicas: usize,
+        spares: Option<usize>,
+        layouts: Option<usize>,
+    ) -> Self {
         let count = spares.unwrap_or(1);
         let more = (2..2 + count).map(|number| format!("sequencer-{number}"));
         Self {
-            layout: LAYOUT.to_owned(),
+            layouts: (1..=layouts.unwrap_or(1))
+                .map(|number| format!("layout-{number}"))
+                .collect(),
             sequencers: std::iter::once(SEQUENCER.to_owned()).chain(more).collect(),
             spare_units: (chains + 1..=chains + count)
                 .map(|number| format!("unit-{number}"))
                 .collect(),
             spares_matter: spares.is_some(),
+            layouts_matter: layouts.is_some(),
             ..Self::small(chains, replicas)
         }
     }
@@ -83,14 +94,17 @@ impl Shape {
             if !file.exists() {
                 continue;
             }
-            if let Some(layout) = ProcessConfig::read(&file)?.layout {
+            let config = ProcessConfig::read(&file)?;
+            if let Some(layout) = config.layout {
+                let members = config.layout_servers.into_iter();
                 let first = std::iter::once(layout.sequencer);
                 let shape = Self {
-                    layout: owner.to_owned(),
+                    layouts: members.map(|server| server.name).collect(),
                     sequencers: first.chain(layout.spare_sequencers).collect(),
                     chains: layout.chains,
                     spare_units: layout.spare_units,
                     spares_matter: false,
+                    layouts_matter: false,
                 };
                 return Ok(Some((shape, file)));
             }
@@ -98,31 +112,44 @@ impl Shape {
         Ok(None)
     }
 
-    /// All processes, the one that holds the layout first.
+    /// All processes, the members of the layout first.
     fn names(&self) -> Vec<&str> {
-        let mut names = vec![self.layout.as_str()];
-        let others = self.sequencers.iter().filter(|name| **name != self.layout);
+        let mut names: Vec<_> = self.layouts.iter().map(String::as_str).collect();
+        let others = self.sequencers.iter();
+        let others = others.filter(|name| !self.layouts.contains(name));
         let units = self.chains.iter().flatten().chain(&self.spare_units);
         names.extend(others.chain(units).map(String::as_str));
         names
     }
 
-    /// Whether this is a cluster of the chains of `wanted`, and of its spares if those matter.
+    /// Whether this is a cluster of the chains of `wanted`, and of its spares and members of the layout if those matter.
     fn is(&self, wanted: &Self) -> bool {
         let spares = |shape: &Self| (shape.sequencers.len(), shape.spare_units.clone());
-        self.chains == wanted.chains && (!wanted.spares_matter || spares(self) == spares(wanted))
+        let layouts = |shape: &Self| shape.layouts.len();
+        self.chains == wanted.chains
+            && (!wanted.spares_matter || spares(self) == spares(wanted))
+            && (!wanted.layouts_matter || layouts(self) == layouts(wanted))
     }
 
     /// In words.
     fn list(&self) -> String {
         let chains: Vec<_> = self.chains.iter().map(|chain| chain.join(", ")).collect();
-        let chains = format!("[{}]", chains.join("], ["));
+        let mut chains = format!("[{}]", chains.join("], ["));
+        if let several @ 2.. = self.layouts.len() {
+            chains.push_str(&format!(", {several} members of the layout"));
+        }
         let spares = self.sequencers.iter().skip(1).chain(&self.spare_units);
         let spares: Vec<_> = spares.map(String::as_str).collect();
         match spares.as_slice() {
             [] => format!("the chains {chains} and no spares"),
             spares => format!("the chains {chains} and the spares {}", spares.join(", ")),
         }
+    }
+
+    /// Whether some member of the layout has data.
+    fn has_history(&self, dir: &Path) -> bool {
+        let mut members = self.layouts.iter();
+        members.any(|name| EmbeddedNode::exists(&dir.join(name)))
     }
 
     fn layout_settings(&self) -> LayoutSettings {
@@ -189,6 +216,9 @@ pub(super) fn prepare(
         Some(kept) if kept.iter().all(can_listen) => kept,
         kept => {
             let ports = ports(names.len(), port)?;
+            if kept.is_none() {
+                mark_new(&dir, shape)?;
+            }
             let kept = kept.unwrap_or_else(|| fresh(&dir, shape));
             write(&dir, shape, kept, &ports)?
         }
@@ -206,8 +236,7 @@ fn decide(dir: &Path, wanted: &Shape, existing: Existing) -> Result<Shape, Failu
     let Some((there, file)) = Shape::found(dir)? else {
         return Ok(wanted.clone());
     };
-    let has_history = EmbeddedNode::exists(&dir.join(&there.layout));
-    if existing == Existing::Replace && !has_history {
+    if existing == Existing::Replace && !there.has_history(dir) {
         return Ok(wanted.clone());
     }
     if there.is(wanted) {
@@ -221,18 +250,33 @@ fn decide(dir: &Path, wanted: &Shape, existing: Existing) -> Result<Shape, Failu
     )))
 }
 
+/// Tells the members of a layout that it is new, unless it is alone (then there is nobody to have promised anything to) or
+/// has a past: a member that has lost its disk then must not take itself for new.
+fn mark_new(dir: &Path, shape: &Shape) -> Result<(), Failure> {
+    if shape.layouts.len() == 1 || shape.has_history(dir) {
+        return Ok(());
+    }
+    for name in &shape.layouts {
+        let data = dir.join(name);
+        std::fs::create_dir_all(&data)?;
+        std::fs::write(data.join(NEW_LAYOUT), "")?;
+    }
+    Ok(())
+}
+
 /// Configurations that are not written yet, without ports.
 fn fresh(dir: &Path, shape: &Shape) -> Vec<ProcessConfig> {
     let certs = dir.join("certs");
     let one = |name: &str| {
         let mut config = ProcessConfig::new(name, loopback(0), TlsPaths::of(&certs, name));
         config.data = Some(dir.join(name));
-        if name == shape.layout {
+        let is_member = shape.layouts.iter().any(|member| member == name);
+        if is_member {
             config.layout = Some(shape.layout_settings());
         }
         if shape.sequencers.iter().any(|sequencer| sequencer == name) {
             config.sequencer = Some(SequencerSettings::default());
-        } else if name != shape.layout {
+        } else if !is_member {
             config.unit = Some(UnitSettings::default());
         }
         config
@@ -240,7 +284,7 @@ fn fresh(dir: &Path, shape: &Shape) -> Vec<ProcessConfig> {
     shape.names().into_iter().map(one).collect()
 }
 
-/// Writes the configurations with these ports, one for each server, that of the layout first. None of the servers may run.
+/// Writes the configurations with these ports, one for each server, those of the layout first. None of the servers may run.
 fn write(
     dir: &Path,
     shape: &Shape,
@@ -263,16 +307,21 @@ fn write(
         }
         certs::make_leaf(&certs_dir, &ServerName::new(name), role).map(drop)
     };
-    let layout_at = loopback(ports.first().copied().unwrap_or_default()).to_string();
+    let addresses = ports.iter().map(|port| loopback(*port).to_string());
+    let members = shape.layouts.iter().zip(addresses);
+    let members: Vec<_> = members
+        .map(|(name, address)| ServerAddress::new(name, &address))
+        .collect();
     for (config, port) in servers.iter_mut().zip(ports) {
         let name = config.name.as_str();
         leaf(name, Role::Server)?;
         config.listen = loopback(*port);
-        config.layout_servers = vec![ServerAddress::new(&shape.layout, &layout_at)];
+        config.layout_servers.clone_from(&members);
         std::fs::write(dir.join(format!("{name}.toml")), config.to_toml())?;
     }
     leaf(CLIENT, Role::Client)?;
-    let client = ClientConfig::new(&certs_dir, CLIENT, [(&*shape.layout, layout_at.as_str())]);
+    let members = members.iter().map(|m| (&*m.name, &*m.address));
+    let client = ClientConfig::new(&certs_dir, CLIENT, members);
     std::fs::write(
         dir.join(format!("{CLIENT}.toml")),
         toml::to_string(&client)?,

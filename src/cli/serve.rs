@@ -164,6 +164,9 @@ pub(super) struct Init {
     /// Spare units, and as many spare sequencers [default: 1, or what is there].
     #[arg(long, value_parser = clap::value_parser!(u8).range(0..=8))]
     spares: Option<u8>,
+    /// Members of the layout: 1, 3 or 5; with 3 it outlives one of them, with 5 two [default: 1, or what is there].
+    #[arg(long, value_parser = members)]
+    layouts: Option<usize>,
     /// Port of layout-1; the others take the ports behind it. 0: free ones.
     #[arg(long, default_value_t = 7400)]
     port: u16,
@@ -175,10 +178,18 @@ pub(super) struct Init {
     keep: bool,
 }
 
+fn members(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count @ (1 | 3 | 5)) => Ok(count),
+        _ => Err("a majority of them decides: use 1, 3 or 5".to_owned()),
+    }
+}
+
 impl Init {
     pub(super) fn run(self, json: bool) -> Result<(), Failure> {
         let (chains, replicas) = (usize::from(self.chains), usize::from(self.replicas));
-        let shape = Shape::with_spares(chains, replicas, self.spares.map(usize::from));
+        let shape =
+            Shape::with_spares(chains, replicas, self.spares.map(usize::from), self.layouts);
         let existing = match (self.force, self.keep) {
             (true, _) => Existing::Replace,
             (false, true) => Existing::Keep,

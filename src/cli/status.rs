@@ -45,6 +45,8 @@ struct Status {
     start: Option<u64>,
     chains: Vec<Vec<String>>,
     sequencer: Option<String>,
+    /// Who leads the layout.
+    leader: Option<Leader>,
     servers: Vec<Server>,
     /// What is waited for, if there is no layout or it cannot be served.
     waiting: Option<String>,
@@ -53,6 +55,13 @@ struct Status {
     copying: Option<String>,
     /// Units that are not allowed to take part, or cannot.
     out: Vec<Out>,
+}
+
+/// The leader of the layout, and in which term.
+#[derive(Debug, Serialize)]
+struct Leader {
+    name: String,
+    term: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -95,13 +104,15 @@ async fn cluster(config: &ClientConfig) -> Result<Status, Failure> {
     let network = crate::milonga::network(config, &env)?;
     let asker = Asker { env, network };
     let mut waiting = None;
-    let mut published = None;
+    let mut published: Option<Published> = None;
     let mut silent = Vec::new();
-    for server in config.peers() {
-        match asker.layout(&server).await {
+    for (server, said) in asker.layouts(config.peers()).await {
+        match said {
+            // Who follows may not have heard of the newest one yet.
             Ok(LayoutResponse::Layout(found)) => {
-                published = Some(found);
-                break;
+                let newest = published.take();
+                let newest = newest.filter(|newest| newest.layout.epoch >= found.layout.epoch);
+                published = Some(newest.unwrap_or(found));
             }
             Ok(LayoutResponse::Waiting { why }) => waiting = Some(why),
             Ok(LayoutResponse::Heard) => {}
@@ -131,6 +142,13 @@ async fn cluster(config: &ClientConfig) -> Result<Status, Failure> {
     let mut servers = asked.join_all().await;
     servers.extend(silent);
     Ok(Status::of(published.as_ref(), servers, waiting))
+}
+
+/// What the layout says: its leader, or, if nobody leads, the first of its members that knows.
+fn layout_fact<'a>(servers: &'a [Server], fact: &str) -> Option<&'a str> {
+    let leader = servers.iter().filter(|server| server.leads());
+    let mut all = leader.chain(servers);
+    all.find_map(|server| server.fact("layout", fact))
 }
 
 /// Whom the layout needs.
@@ -169,6 +187,24 @@ impl Asker {
             .await
             .map_err(|e| e.to_string())?;
         Response::decode(&answer).map_err(|e| e.to_string())
+    }
+
+    /// What each of these says of the layout, in their order.
+    async fn layouts(&self, peers: Vec<Peer>) -> Vec<(Peer, Result<LayoutResponse, String>)> {
+        let mut asked = JoinSet::new();
+        for (place, peer) in peers.into_iter().enumerate() {
+            let asker = self.clone();
+            asked.spawn(async move {
+                let said = asker.layout(&peer).await;
+                (place, peer, said)
+            });
+        }
+        let mut answers = asked.join_all().await;
+        answers.sort_by_key(|(place, ..)| *place);
+        answers
+            .into_iter()
+            .map(|(_, peer, said)| (peer, said))
+            .collect()
     }
 
     async fn layout(&self, peer: &Peer) -> Result<LayoutResponse, String> {
@@ -218,6 +254,11 @@ impl Server {
         }
     }
 
+    /// Whether it leads the layout.
+    fn leads(&self) -> bool {
+        self.fact("layout", "leads") == Some("yes")
+    }
+
     fn fact(&self, role: &str, fact: &str) -> Option<&str> {
         self.roles.get(role)?.get(fact).map(String::as_str)
     }
@@ -265,10 +306,7 @@ impl Status {
             }
         }
         servers.sort_by_cached_key(|server| (server.rank(), server.name.clone()));
-        let fact = |fact: &str| {
-            let said = servers.iter().filter_map(|s| s.fact("layout", fact));
-            said.map(str::to_owned).next()
-        };
+        let fact = |fact: &str| layout_fact(&servers, fact).map(str::to_owned);
         let waiting = match layout {
             Some(_) => fact("state").filter(|state| !state.starts_with(PUBLISHED)),
             None => waiting.or_else(|| Some("nobody answers".to_owned())),
@@ -279,6 +317,12 @@ impl Status {
             start: layout.map(|l| l.start.0),
             chains: layout.map(chains).unwrap_or_default(),
             sequencer: layout.map(|l| l.sequencer.name.to_string()),
+            leader: servers.iter().find(|s| s.leads()).map(|server| Leader {
+                name: server.name.clone(),
+                term: server
+                    .fact("layout", "raft_term")
+                    .and_then(|term| term.parse().ok()),
+            }),
             waiting,
             redundancy: layout.map(Redundancy::of),
             copying: layout.and_then(|layout| redundancy::copying(layout, fact("copying"))),

@@ -211,6 +211,29 @@ fn a_new_cluster_has_a_layout_server_and_spares() {
         names(&dir),
         ["client", "layout-1", "sequencer-1", "unit-1a"]
     );
+    let (_folder, several) = folder();
+    works(&["init", "--out", &several, "--layouts", "3", "--port", "0"]);
+    let members = names(&several);
+    let members: Vec<_> = members
+        .iter()
+        .filter(|n| n.starts_with("layout-"))
+        .collect();
+    assert_eq!(members, ["layout-1", "layout-2", "layout-3"]);
+    for member in members {
+        let mark = Path::new(&several).join(member).join("NEW-LAYOUT");
+        assert!(mark.exists(), "{}", mark.display());
+    }
+    fails(
+        &["init", "--out", &several, "--keep", "--layouts", "5"],
+        1,
+        "3 members of the layout",
+    );
+    works(&["init", "--out", &several, "--keep"]);
+    fails(
+        &["init", "--out", &several, "--layouts", "2"],
+        2,
+        "1, 3 or 5",
+    );
     // `dev` uses what it finds.
     let (dev, line) = begin(&["dev", "--data", &dir]);
     assert!(line.starts_with("ready:"), "{line}");
@@ -246,7 +269,7 @@ fn the_status_of_an_embedded_log_has_no_servers() {
 fn what_is_missing_of_a_log_is_said_at_once() {
     for (part, why) in [
         ("unit", "empty directory"),
-        ("layout.redb", "the history of layouts is empty"),
+        ("layout-raft.redb", "the history of layouts is empty"),
     ] {
         let (_folder, dir) = folder();
         works(&["log", "append", "--dir", &dir, "something"]);
@@ -520,7 +543,7 @@ fn what_is_no_unit_is_not_found_and_one_in_use_is_only_inspected() {
     for what in ["inspect", "verify"] {
         fails(&["unit", what, &dir], 3, &format!("name {unit}"));
         fails(
-            &["unit", what, &format!("{dir}/layout.redb")],
+            &["unit", what, &format!("{dir}/layout-raft.redb")],
             3,
             "is a file",
         );

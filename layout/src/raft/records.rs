@@ -199,6 +199,7 @@ struct HistoryRecord {
     intent: Option<Epoch>,
     starts: BTreeMap<Epoch, Position>,
     opened: BTreeMap<UnitId, Epoch>,
+    settled: Epoch,
     given_up: Option<(Position, Position)>,
 }
 
@@ -209,6 +210,7 @@ pub(super) fn encode_history(history: &History) -> Vec<u8> {
         intent,
         starts,
         opened,
+        settled,
         given_up,
     } = history.clone();
     encode(&HistoryRecord {
@@ -217,6 +219,7 @@ pub(super) fn encode_history(history: &History) -> Vec<u8> {
         intent,
         starts,
         opened,
+        settled,
         given_up,
     })
 }
@@ -230,6 +233,7 @@ pub(super) fn decode_history(bytes: &[u8]) -> Result<History, String> {
         intent: record.intent,
         starts: record.starts,
         opened: record.opened,
+        settled: record.settled,
         given_up: record.given_up,
     };
     history.check()?;

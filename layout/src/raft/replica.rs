@@ -169,6 +169,18 @@ impl Replica {
         Arc::clone(&self.applied.borrow().history)
     }
 
+    /// What this member applies from now on.
+    #[must_use]
+    pub fn histories(&self) -> Histories {
+        Histories(self.applied.clone())
+    }
+
+    /// Its number.
+    #[must_use]
+    pub const fn id(&self) -> MemberId {
+        self.id
+    }
+
     /// A member, as configured.
     #[must_use]
     pub fn member(&self, id: MemberId) -> Option<&Member> {
@@ -217,6 +229,11 @@ impl Replica {
         self.home.close().await;
     }
 
+    /// Stops the member at the next await of whatever it does, without waiting for that.
+    pub fn stop(&self) {
+        self.home.stop();
+    }
+
     /// Looks at what the store has brought up. A lone member that was not yet elected need not wait for anybody's
     /// silence.
     async fn resume(&self) -> Result<(), StartError> {
@@ -250,8 +267,11 @@ impl Replica {
         Ok(())
     }
 
-    /// Whether it was ever told of its cluster.
-    pub(super) async fn has_past(&self) -> Result<bool, String> {
+    /// Whether it was ever told of its cluster. If not, [`Self::initialize`] would make it one of a new cluster.
+    ///
+    /// # Errors
+    /// What stopped this member.
+    pub async fn has_past(&self) -> Result<bool, String> {
         if self.has_past.load(Ordering::Relaxed) {
             return Ok(true);
         }
@@ -270,9 +290,21 @@ impl Replica {
     }
 }
 
+/// The history of a member, as it grows.
+#[derive(Debug)]
+pub struct Histories(watch::Receiver<Applied>);
+
+impl Histories {
+    /// Waits for a history that was not seen yet; `None` when the member has stopped.
+    pub async fn next(&mut self) -> Option<Arc<History>> {
+        self.0.changed().await.ok()?;
+        Some(Arc::clone(&self.0.borrow_and_update().history))
+    }
+}
+
 impl Drop for Replica {
     fn drop(&mut self) {
-        self.home.stop();
+        self.stop();
     }
 }
 

@@ -100,7 +100,7 @@ impl RaftStore {
         }
         let store = Self {
             path: Some(path.into()),
-            tables: Arc::new(Tables(db)),
+            tables: Arc::new(Tables::new(db)),
             disk: Arc::new(InPlace),
         };
         store.load()?;
@@ -116,7 +116,7 @@ impl RaftStore {
         let db = Database::builder().create_with_backend(InMemoryBackend::new());
         let store = Self {
             path: None,
-            tables: Arc::new(Tables(db.expect("memory is empty and does not fail"))),
+            tables: Arc::new(Tables::new(db.expect("memory is empty and does not fail"))),
             disk: Arc::new(InPlace),
         };
         store.load().expect("memory is empty and does not fail");
@@ -127,6 +127,12 @@ impl RaftStore {
     #[must_use]
     pub fn on(self, disk: Arc<dyn RaftDisk>) -> Self {
         Self { disk, ..self }
+    }
+
+    /// Closes the file, whoever still has a clone: what is asked of the store afterwards fails. Nothing must be under way on
+    /// its disk any more.
+    pub fn close(&self) {
+        self.tables.close();
     }
 
     /// Takes over the history that a lone layout has kept without raft, durably: `member` will be its only member.
@@ -232,6 +238,7 @@ impl RaftStore {
         RaftStoreError::File(match error {
             TableError::Disk(error) => disk(&path, &error),
             TableError::Damaged(why) => StoreError::Damaged { path, why },
+            closed @ TableError::Closed => disk(&path, &closed),
         })
     }
 }

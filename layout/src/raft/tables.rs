@@ -7,6 +7,7 @@
 //! ```
 
 use std::ops::RangeBounds;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,8 @@ pub(super) enum TableError {
     Disk(#[from] redb::Error),
     #[error("{0}")]
     Damaged(String),
+    #[error("it was closed")]
+    Closed,
 }
 
 macro_rules! from_redb {
@@ -58,13 +61,37 @@ pub(super) struct Ends {
 }
 
 /// The tables. All methods block on the disk, and those that write return when it is on stable storage.
-pub(super) struct Tables(pub(super) Database);
+pub(super) struct Tables(Mutex<Option<Arc<Database>>>);
 
 impl Tables {
+    pub(super) fn new(database: Database) -> Self {
+        Self(Mutex::new(Some(Arc::new(database))))
+    }
+
+    /// Closes the file as soon as nothing is under way; everything afterwards fails.
+    pub(super) fn close(&self) {
+        let database = self.lock().take();
+        drop(database);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Database>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn database(&self) -> Result<Arc<Database>> {
+        let database = self.lock().clone();
+        database.ok_or(TableError::Closed)
+    }
+
     /// `None`: the file is new. `Some(Err)`: how it shows that it is something else.
     pub(super) fn header(&self) -> Result<Option<std::result::Result<Header, String>>> {
         let foreign = "it is another redb file";
-        Ok(header_of(&self.0, META, foreign, Header::decode)?)
+        Ok(header_of(
+            &*self.database()?,
+            META,
+            foreign,
+            Header::decode,
+        )?)
     }
 
     pub(super) fn write_header(&self, header: Header) -> Result<()> {
@@ -95,7 +122,7 @@ impl Tables {
     pub(super) fn ends(&self) -> Result<Ends> {
         let purged: Option<LogIdRecord> = self.record(PURGED)?;
         let purged = purged.map(Into::into);
-        let read = self.0.begin_read()?;
+        let read = self.database()?.begin_read()?;
         let log = read.open_table(LOG)?;
         let last = match log.last()? {
             Some((_, entry)) => Some(entry_of(entry.value())?.log_id),
@@ -106,7 +133,7 @@ impl Tables {
 
     /// Entries of the range, in order; stops behind the one that makes it more than `most` bytes.
     pub(super) fn entries(&self, range: impl RangeBounds<u64>, most: usize) -> Result<Vec<Entry>> {
-        let read = self.0.begin_read()?;
+        let read = self.database()?.begin_read()?;
         let log = read.open_table(LOG)?;
         let (mut entries, mut bytes) = (Vec::new(), 0);
         for entry in log.range::<u64>(range)? {
@@ -160,7 +187,7 @@ impl Tables {
 
     /// What the snapshot holds, and its bytes.
     pub(super) fn snapshot(&self) -> Result<Option<(SnapshotMeta, Vec<u8>)>> {
-        let read = self.0.begin_read()?;
+        let read = self.database()?.begin_read()?;
         let meta = read.open_table(META)?;
         let (Some(record), Some(bytes)) = (meta.get(SNAPSHOT)?, meta.get(HISTORY)?) else {
             return Ok(None);
@@ -235,7 +262,7 @@ impl Tables {
     }
 
     fn record<T: for<'a> Deserialize<'a>>(&self, key: &'static str) -> Result<Option<T>> {
-        let read = self.0.begin_read()?;
+        let read = self.database()?.begin_read()?;
         let meta = read.open_table(META)?;
         let bytes = meta.get(key)?;
         let record = bytes.map(|bytes| decode(key, bytes.value()));
@@ -257,8 +284,9 @@ impl Tables {
             &mut redb::Table<'_, u64, &'static [u8]>,
         ) -> Result<()>,
     ) -> Result<()> {
+        let database = self.database()?;
         // redb syncs at each commit unless it is told otherwise.
-        let write = self.0.begin_write()?;
+        let write = database.begin_write()?;
         {
             let mut meta = write.open_table(META)?;
             let mut log = write.open_table(LOG)?;

@@ -144,6 +144,14 @@ impl World {
         self.core = Some(core.expect("a good plan"));
     }
 
+    /// Another member of the layout leads.
+    pub(super) fn take_over(&mut self) {
+        self.crash_core();
+        let history = self.store.history();
+        let core = LayoutCore::take_over(self.plan.clone(), history, ClusterId(7), self.now);
+        self.core = Some(core.expect("a good plan"));
+    }
+
     /// The layout server dies; what it had sent goes on, what it had asked of its store may or may not be durable.
     pub(super) fn crash_core(&mut self) {
         self.core = None;
@@ -280,6 +288,7 @@ impl World {
         for effect in effects {
             let run = self.core_run;
             match effect {
+                LayoutEffect::BeginAnew { why } => panic!("{why}"),
                 LayoutEffect::Reply(call, response) => {
                     if call != CallId(0) {
                         self.replies.push((call, response));

@@ -4,23 +4,25 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use milonga_layout::{LayoutCore, LayoutEffect, SendId, SendOutcome, StoreError, StoreId};
-use milonga_protocol::Time;
+use milonga_layout::{
+    History, LayoutEffect, LayoutMember, Reign, Replica, SendId, SendOutcome, StoreId,
+};
 use milonga_protocol::messages::{CallId, LayoutRequest};
-
+use milonga_protocol::{ServerName, Time};
 use milonga_transport::Identity;
 
 use crate::host::{Core, Output};
 
-/// The layout, and the identity of the process, which learns the cluster from it.
+/// A member of the layout, its replica of the history, and the identity of the process, which learns the cluster from it.
 pub(crate) struct LayoutRole {
-    pub(crate) core: LayoutCore,
+    pub(crate) member: LayoutMember,
+    pub(crate) replica: Arc<Replica>,
     pub(crate) identity: Arc<Identity>,
 }
 
 impl LayoutRole {
     fn tell_cluster(&self) {
-        if let (Some(cluster), None) = (self.core.cluster(), self.identity.cluster())
+        if let (Some(cluster), None) = (self.member.cluster(), self.identity.cluster())
             && let Err(error) = self.identity.set_cluster(cluster)
         {
             tracing::error!(%error, "the unit and the layout of this process contradict each other");
@@ -28,43 +30,59 @@ impl LayoutRole {
     }
 }
 
-/// How an effect of the layout ended.
+/// How an effect of the layout ended, or what became of its member.
 pub(crate) enum LayoutEvent {
-    Sent(SendId, SendOutcome),
-    Stored(StoreId, Result<(), StoreError>),
+    Sent(Reign, SendId, SendOutcome),
+    Stored(Reign, StoreId, Result<(), String>),
+    /// This member leads, a majority says, and this is the history.
+    Leads(Arc<History>),
+    /// It does not.
+    Follows {
+        leader: Option<(ServerName, String)>,
+        why: Option<String>,
+    },
+    /// The history has grown.
+    Learned(Arc<History>),
 }
 
 impl Core for LayoutRole {
     type Request = LayoutRequest;
-    type Effect = LayoutEffect;
+    type Effect = (Reign, LayoutEffect);
     type Event = LayoutEvent;
     const ROLE: &'static str = "layout";
 
     fn handle(&mut self, now: Time, call: CallId, request: LayoutRequest, _body: Bytes) {
-        self.core.handle(now, call, request);
+        self.member.handle(now, call, request);
     }
 
     fn event(&mut self, now: Time, event: LayoutEvent) {
         match event {
-            LayoutEvent::Sent(send, result) => self.core.handle_reply(now, send, result),
-            LayoutEvent::Stored(store, result) => self.core.stored(now, store, result),
+            LayoutEvent::Sent(reign, send, outcome) => {
+                self.member.handle_reply(now, reign, send, outcome);
+            }
+            LayoutEvent::Stored(reign, store, outcome) => {
+                self.member.stored(now, reign, store, outcome);
+            }
+            LayoutEvent::Leads(history) => self.member.lead(now, history),
+            LayoutEvent::Follows { leader, why } => self.member.follow(leader, why),
+            LayoutEvent::Learned(history) => self.member.learn(history),
         }
     }
 
     fn handle_time(&mut self, now: Time) {
-        self.core.handle_time(now);
+        self.member.handle_time(now);
     }
 
     fn next_time(&self) -> Option<Time> {
-        self.core.next_time()
+        self.member.next_time()
     }
 
-    fn poll(&mut self) -> Option<Output<LayoutEffect>> {
-        match self.core.poll_effect() {
+    fn poll(&mut self) -> Option<Output<(Reign, LayoutEffect)>> {
+        match self.member.poll_effect() {
             Some(LayoutEffect::Reply(call, response)) => {
                 Some(Output::Reply(call, response, Bytes::new()))
             }
-            Some(effect) => Some(Output::Effect(effect)),
+            Some(effect) => Some(Output::Effect((self.member.reign(), effect))),
             None => {
                 self.tell_cluster();
                 None
@@ -73,6 +91,10 @@ impl Core for LayoutRole {
     }
 
     fn facts(&self) -> BTreeMap<String, String> {
-        self.core.facts()
+        let mut facts = self.member.facts();
+        facts.extend(self.replica.facts());
+        let leads = if self.member.leads() { "yes" } else { "no" };
+        facts.insert("leads".to_owned(), leads.to_owned());
+        facts
     }
 }

@@ -8,7 +8,8 @@ use crate::{
     LayoutSettings, Node, NodeError, ProcessConfig, SequencerSettings, ServerAddress, TlsPaths,
     UnitSettings,
 };
-use milonga_protocol::messages::{Request, UnitReadAnswer};
+use milonga_layout::StoreChange;
+use milonga_protocol::messages::{Refusal, Request, Response, UnitReadAnswer};
 use milonga_protocol::{ClusterId, Epoch, Incarnation, SharedEnv, StreamId};
 use milonga_transport::{Identity, QuicNetwork, Role, Tls, TokioEnv, certs};
 
@@ -130,6 +131,95 @@ async fn a_cluster_opens_and_a_returning_server_makes_a_new_epoch() {
     }
     let status = cluster.units[0].as_ref().unwrap().status().await;
     assert_eq!(status.cluster, Some(third.layout.cluster));
+}
+
+/// What a directory looked like before the history was kept on raft.
+fn write_old_history(data: &Path, layout: &milonga_protocol::Layout) {
+    std::fs::remove_file(data.join("layout-raft.redb")).unwrap();
+    let (mut store, _) = milonga_layout::LayoutStore::open(data.join("layout.redb")).unwrap();
+    let (epoch, layout) = (layout.epoch, layout.clone());
+    let units = layout.units.iter().map(|unit| unit.id).collect();
+    let parent = Epoch::NONE;
+    for change in [
+        StoreChange::Intent { epoch },
+        StoreChange::Commit { parent, layout },
+        StoreChange::Opened { epoch, units },
+    ] {
+        store.apply(&change).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_goes_on_with_the_history_that_it_kept_without_raft() {
+    let mut cluster = Cluster::start().await;
+    let client = cluster.client();
+    let first = client.published(Epoch::NONE).await;
+    let appended = client.append(&first, id(1), StreamId::raw(1), "kept").await;
+    let position = appended.expect("an open log takes appends");
+    cluster.sequencer.take().unwrap().close().await;
+    let config = sequencer_config(cluster.dir.path(), &cluster.address);
+    let data = config.data.clone().unwrap();
+    write_old_history(&data, &first.layout);
+    let node = Node::start(config.clone(), cluster.env.clone()).await;
+    let second = client.published(first.layout.epoch).await;
+    assert_eq!(second.layout.cluster, first.layout.cluster);
+    let (answer, _) = client.read(&second, position).await.unwrap();
+    assert!(matches!(answer, UnitReadAnswer::Data { .. }), "{answer:?}");
+    assert!(!data.join("layout.redb").exists());
+    // And once more, from where it is kept now.
+    node.unwrap().close().await;
+    cluster.sequencer = Some(Node::start(config, cluster.env.clone()).await.unwrap());
+    let third = client.published(second.layout.epoch).await;
+    assert_eq!(third.layout.cluster, first.layout.cluster);
+}
+
+#[tokio::test]
+async fn a_member_of_several_needs_a_past_or_a_new_layout_and_names_that_are_proved() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
+    certs::make_ca(path).unwrap();
+    for name in [SEQUENCER, "layout-2", UNITS[0]] {
+        certs::make_leaf(path, &name.into(), Role::Server).unwrap();
+    }
+    let env: SharedEnv = TokioEnv::new();
+    let mut config = sequencer_config(path, "127.0.0.1:0");
+    for name in ["layout-2", "layout-3"] {
+        config
+            .layout_servers
+            .push(ServerAddress::new(name, "127.0.0.1:1"));
+    }
+    let data = config.data.clone().unwrap();
+    let refused = Node::start(config.clone(), env.clone()).await.unwrap_err();
+    assert!(refused.to_string().contains("NEW-LAYOUT"), "{refused}");
+    std::fs::write(data.join(crate::NEW_LAYOUT), "").unwrap();
+    let node = Node::start(config.clone(), env.clone()).await.unwrap();
+    assert!(!data.join(crate::NEW_LAYOUT).exists());
+    let status = node.status().await;
+    assert_eq!(status.roles["layout"]["leads"], "no");
+
+    // A candidate of term 1: layout-2, by order of name.
+    let vote = bytes::Bytes::from_static(&[1, 1, 1, 0, 0]);
+    let peer = ServerAddress::new(SEQUENCER, &node.local_addr().to_string()).peer();
+    let ask = async |name: &str| {
+        let file = |end| path.join(format!("{name}.{end}"));
+        let tls = Tls::read(path.join("ca.pem"), file("pem"), file("key"));
+        let identity = Identity::new(name.into(), Incarnation(env.random_id()));
+        let network = QuicNetwork::client(env.clone(), &tls.unwrap(), identity);
+        let deadline = env.now().after(Duration::from_secs(5));
+        let request = Request::Raft.into_message(vote.clone());
+        let answer = network.call(&peer, request, deadline).await.unwrap();
+        Response::decode(&answer).unwrap()
+    };
+    let stranger = ask(UNITS[0]).await;
+    assert!(
+        matches!(&stranger, Response::Refused(Refusal::NotAllowed { why }) if why.contains("member 1")),
+        "{stranger:?}"
+    );
+    assert_eq!(ask("layout-2").await, Response::Raft);
+    node.close().await;
+    // It has a past now, and needs no mark.
+    let node = Node::start(config, env.clone()).await.unwrap();
+    node.close().await;
 }
 
 /// Layout, unit and sequencer, each a process of its own: the last has no directory that names its cluster.

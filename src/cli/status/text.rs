@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::redundancy::SPARE;
-use super::{PUBLISHED, Server, Status};
+use super::{PUBLISHED, Server, Status, layout_fact};
 
 const WIDTH: usize = 100;
 /// Of the labels in front.
@@ -60,6 +60,9 @@ impl Status {
         if let Some(sequencer) = &self.sequencer {
             line("sequencer", sequencer);
         }
+        if let Some(words) = self.members_of_layout() {
+            line("layout", &words);
+        }
         if let (Some(_), Some(waiting)) = (self.epoch, &self.waiting) {
             line(
                 "WAITING",
@@ -70,8 +73,7 @@ impl Status {
             line(label, &format!("{}: {why}", names.join(", ")));
         }
         for fact in ["lost", "damaged below", "broken"] {
-            let said = self.servers.iter().find_map(|s| s.fact("layout", fact));
-            if let Some(said) = said {
+            if let Some(said) = layout_fact(&self.servers, fact) {
                 let (label, rest) = fact.split_once(' ').unwrap_or((fact, ""));
                 line(label, format!("{rest} {said}").trim_start());
             }
@@ -81,6 +83,29 @@ impl Status {
 }
 
 impl Status {
+    /// Who leads the layout, and how many of its members are there; `None` if it has only one.
+    fn members_of_layout(&self) -> Option<String> {
+        let members = || {
+            self.servers
+                .iter()
+                .filter(|s| s.roles().contains(&"layout"))
+        };
+        let (all, up) = (members().count(), members().filter(|s| s.up).count());
+        if all < 2 {
+            return None;
+        }
+        let leads = match &self.leader {
+            Some(leader) => {
+                let term = leader
+                    .term
+                    .map_or_else(|| "?".to_owned(), |t| t.to_string());
+                format!("{} leads in term {term}", leader.name)
+            }
+            None => "nobody leads".to_owned(),
+        };
+        Some(format!("{leads}; {up} of {all} members are up"))
+    }
+
     /// What is wrong with servers, of which nothing was said before: label, names and reason.
     fn troubles(&self) -> Vec<(&'static str, Vec<&str>, &str)> {
         let mut troubles: Vec<(_, Vec<&str>, _)> = Vec::new();
@@ -209,6 +234,11 @@ impl Server {
         }
         if self.fact("unit", "state") == Some("full") {
             words.push("disk FULL".to_owned());
+        }
+        if let Some(leader) = self.fact("layout", "follows") {
+            words.push(format!("follows {leader}"));
+        } else if status.members_of_layout().is_some() && self.leads() {
+            words.push("leads".to_owned());
         }
         if let Some(layout) = self.fact("layout", "state") {
             if !layout.starts_with(PUBLISHED) {

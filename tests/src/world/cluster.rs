@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use milonga_layout::ClusterPlan;
-use milonga_node::{ServerPlan, ServerProcess, UnitSettings};
+use milonga_node::{LayoutPlan, ServerPlan, ServerProcess, UnitSettings};
 use milonga_protocol::messages::Lease;
 use milonga_protocol::{Incarnation, Limits, ServerName, SharedEnv};
 use milonga_transport::{Identity, Peer, Role};
@@ -54,7 +54,7 @@ impl Cluster {
     ) -> Self {
         let server = |name: String| {
             let disk = WorldDisk::new(seed, &name, plan.disk.clone());
-            let store = WorldStore::new(seed, &plan.disk);
+            let store = WorldStore::new(seed, &name, &plan.disk);
             let running = None;
             (
                 name.as_str().into(),
@@ -99,10 +99,13 @@ impl Cluster {
     /// Where clients ask for the layout.
     #[must_use]
     pub fn layout_servers(&self) -> Vec<Peer> {
-        let name = self.shape.layout_server();
-        let name = name.into();
-        let address = self.line.address(&name).as_str().into();
-        vec![Peer { name, address }]
+        let peer = |name: String| {
+            let name = name.as_str().into();
+            let address = self.line.address(&name).as_str().into();
+            Peer { name, address }
+        };
+        let names = self.shape.layout_servers().into_iter();
+        names.map(peer).collect()
     }
 
     /// Starts a server, unless it runs.
@@ -116,19 +119,22 @@ impl Cluster {
             return;
         };
         server.running = Some(process);
+        let store = server.store.clone();
+        let disk = server.disk.clone();
+        let layout = self.layout_servers();
         let machine = WorldMachine {
             executor: self.executor.clone(),
             process,
-            disk: server.disk.clone(),
-            store: server.store.clone(),
+            disk,
+            store,
         };
         let start = Start {
-            plan: server_plan(&self.shape, name),
+            plan: server_plan(&self.shape, name, &layout),
             line: self.line.clone(),
             journal: self.journal.clone(),
             name: name.clone(),
             network: self.network.clone(),
-            layout: self.layout_servers(),
+            layout,
             failed: Arc::clone(&self.failed),
             process,
             env,
@@ -188,7 +194,7 @@ pub(crate) fn new_process(
     executor.start(seed, name.as_str(), shown, rate)
 }
 
-fn server_plan(shape: &Shape, name: &ServerName) -> ServerPlan {
+fn server_plan(shape: &Shape, name: &ServerName, members: &[Peer]) -> ServerPlan {
     let chains = shape.chain_names();
     let in_chain = chains.iter().flatten().any(|unit| unit == name.as_str());
     let is_unit = in_chain || shape.spare_names().any(|spare| spare == name.as_str());
@@ -201,9 +207,11 @@ fn server_plan(shape: &Shape, name: &ServerName) -> ServerPlan {
         let plan = ClusterPlan::new(chains, "sequencer-1".into(), limits, Lease::None);
         let spares = shape.spare_sequencer.then(|| "sequencer-2".into());
         let spare_units = shape.spare_names().map(ServerName::new);
-        plan.with_spare_sequencers(spares.into_iter().collect())
+        let plan = plan
+            .with_spare_sequencers(spares.into_iter().collect())
             .with_spare_units(spare_units.collect(), shape.spare_after)
-            .with_min_replicas(shape.min_replicas)
+            .with_min_replicas(shape.min_replicas);
+        LayoutPlan::new(plan, members.to_vec())
     };
     let unit = || {
         let mut unit = UnitSettings::default();
@@ -216,7 +224,10 @@ fn server_plan(shape: &Shape, name: &ServerName) -> ServerPlan {
         data: Some("data".into()),
         unit: is_unit.then(unit),
         sequencer: name.as_str().starts_with("sequencer-"),
-        layout: (name.as_str() == shape.layout_server()).then(layout),
+        layout: members
+            .iter()
+            .any(|member| member.name == *name)
+            .then(layout),
     }
 }
 

@@ -1,13 +1,14 @@
 //! The machines of the world: simulated disks and stores that survive their processes.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use milonga_layout::{LayoutStore, StoreChange};
+use milonga_layout::{Member, MemberId, RaftDisk, RaftJob, RaftStore};
 use milonga_log_units::sim::SimDisk;
 use milonga_log_units::{Disk, DiskOp, FileName, OpId};
-use milonga_node::{DiskCompletion, Guard, Machine, NodeError, OpenDisk, OpenStore, StoreDone};
+use milonga_node::{DiskCompletion, Guard, Machine, NodeError, OpenDisk, OpenLayout};
 use milonga_protocol::SharedEnv;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -234,27 +235,34 @@ impl fmt::Debug for Completed<'_> {
     }
 }
 
-/// One layout's store; clones share it.
+/// Where one member of the layout keeps the history, with the disk below; clones share it.
 #[derive(Clone)]
 pub struct WorldStore(Arc<Mutex<StoreState>>);
 
 struct StoreState {
-    store: LayoutStore,
+    /// Made when it is first opened: most servers have none.
+    store: Option<RaftStore>,
     rng: Rng,
     sync: u64,
-    /// Submitted, not yet reported.
-    pending: Vec<StoreChange>,
+    /// When the disk is free again.
+    busy: Moment,
+    /// Submitted, not yet done, in their order.
+    pending: VecDeque<RaftJob>,
+    /// Whether the member has made its part of a new layout.
+    made: bool,
 }
 
 impl WorldStore {
     /// An empty store.
     #[must_use]
-    pub fn new(seed: u64, plan: &DiskPlan) -> Self {
+    pub fn new(seed: u64, name: &str, plan: &DiskPlan) -> Self {
         Self(Arc::new(Mutex::new(StoreState {
-            store: LayoutStore::memory(),
-            rng: Rng::new(seed, "layout store"),
+            store: None,
+            rng: Rng::new(seed, &format!("layout store {name}")),
             sync: plan.sync,
-            pending: Vec::new(),
+            busy: Moment::default(),
+            pending: VecDeque::new(),
+            made: false,
         })))
     }
 
@@ -262,16 +270,53 @@ impl WorldStore {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The process ended: what was under way may or may not have become durable.
+    /// The process ended: what was under way may or may not have become durable, in its order.
     pub fn end(&self) {
-        let mut state = self.lock();
-        for change in std::mem::take(&mut state.pending) {
-            if !state.rng.happens(500_000) {
+        let pending = {
+            let mut state = self.lock();
+            state.busy = Moment::default();
+            std::mem::take(&mut state.pending)
+        };
+        for job in pending {
+            if !self.lock().rng.happens(500_000) {
                 return;
             }
-            // Refused changes are no changes.
-            let _ = state.store.apply(&change);
+            job();
         }
+    }
+
+    /// Does the job that was submitted first.
+    fn work(&self) {
+        // Not under the lock: whoever waits for it may submit the next.
+        let job = self.lock().pending.pop_front();
+        if let Some(job) = job {
+            job();
+        }
+    }
+}
+
+/// The disk below a store, for one run of its process.
+struct StoreDisk {
+    store: WorldStore,
+    executor: Executor,
+    process: ProcessId,
+}
+
+impl RaftDisk for StoreDisk {
+    fn run(&self, job: RaftJob) {
+        let at = {
+            let mut state = self.store.lock();
+            let sync = state.sync;
+            let takes = state.rng.long_tailed(sync);
+            state.busy = state.busy.max(self.executor.now()).plus(takes);
+            state.pending.push_back(job);
+            state.busy
+        };
+        let (store, tracer) = (self.store.clone(), self.executor.clone());
+        self.executor.schedule(at, self.process, move || {
+            tracer.trace(&"layout store");
+            store.work();
+        });
     }
 }
 
@@ -313,32 +358,29 @@ impl Machine for WorldMachine {
         })
     }
 
-    fn store(&self, _file: &Path, done: StoreDone) -> Result<OpenStore, NodeError> {
-        let history = self.store.lock().store.history();
-        let (executor, process, store) = (self.executor.clone(), self.process, self.store.clone());
-        let done = Arc::new(Mutex::new(done));
-        let submit = move |id, change: StoreChange| {
-            let takes = {
-                let mut state = store.lock();
-                state.pending.push(change.clone());
-                let sync = state.sync;
-                state.rng.long_tailed(2 * sync)
-            };
-            let (store, done, tracer) = (store.clone(), Arc::clone(&done), executor.clone());
-            executor.schedule(executor.now().plus(takes), process, move || {
-                let mut state = store.lock();
-                state.pending.retain(|pending| *pending != change);
-                let result = state.store.apply(&change);
-                drop(state);
-                tracer.trace(&("layout store", format!("{change:?}"), result.is_ok()));
-                let done = done.lock().unwrap_or_else(PoisonError::into_inner);
-                done(id, result);
-            });
+    fn layout(
+        &self,
+        _directory: &Path,
+        _id: MemberId,
+        _member: &Member,
+        _alone: bool,
+    ) -> Result<OpenLayout, NodeError> {
+        let mut state = self.store.lock();
+        let store = state.store.get_or_insert_with(RaftStore::memory).clone();
+        let disk = StoreDisk {
+            store: self.store.clone(),
+            executor: self.executor.clone(),
+            process: self.process,
         };
-        Ok(OpenStore {
-            history,
-            submit: Box::new(submit),
+        Ok(OpenLayout {
+            store: store.on(Arc::new(disk)),
+            is_new: !state.made,
             guard: Box::new(()),
         })
+    }
+
+    fn layout_is_made(&self, _directory: &Path) -> Result<(), NodeError> {
+        self.store.lock().made = true;
+        Ok(())
     }
 }

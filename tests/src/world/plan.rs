@@ -49,8 +49,8 @@ pub struct Shape {
     pub chains: usize,
     /// Replicas of each.
     pub replicas: usize,
-    /// Whether the layout is a process of its own (else it is in the sequencer's).
-    pub layout_apart: bool,
+    /// Members of the layout that are processes of their own; 0: it is in the sequencer's.
+    pub layouts: usize,
     /// Whether another process can become the sequencer.
     pub spare_sequencer: bool,
     /// Units in no chain.
@@ -166,7 +166,7 @@ impl Shape {
     /// Names of the servers, in the order in which faults number them.
     #[must_use]
     pub fn servers(&self) -> Vec<String> {
-        let apart = self.layout_apart.then(|| "layout-1".to_owned());
+        let apart = (1..=self.layouts).map(|number| format!("layout-{number}"));
         let units = self.chain_names().into_iter().flatten();
         let units = units.chain(self.spare_names());
         let first = std::iter::once("sequencer-1".to_owned());
@@ -190,19 +190,18 @@ impl Shape {
         (0..self.spare_units).map(|n| format!("unit-{}", n + 9))
     }
 
-    /// Name of the process that owns the layout.
+    /// Names of the members of the layout.
     #[must_use]
-    pub const fn layout_server(&self) -> &'static str {
-        if self.layout_apart {
-            "layout-1"
-        } else {
-            "sequencer-1"
+    pub fn layout_servers(&self) -> Vec<String> {
+        match self.layouts {
+            0 => vec!["sequencer-1".to_owned()],
+            several => (1..=several).map(|n| format!("layout-{n}")).collect(),
         }
     }
 
     /// How many servers there are before the first unit.
     fn first_unit(&self) -> usize {
-        1 + usize::from(self.spare_sequencer) + usize::from(self.layout_apart)
+        1 + usize::from(self.spare_sequencer) + self.layouts
     }
 
     fn processes(&self) -> usize {
@@ -216,6 +215,10 @@ impl Plan {
     pub fn draw(seed: u64) -> Self {
         let rng = &mut Rng::new(seed, "plan");
         let mut shape = draw_shape(rng);
+        if shape.layouts > 0 {
+            // A draw of its own: the plans of all other seeds are what they were.
+            shape.layouts = *Rng::new(seed, "layouts").pick(&[1, 3]);
+        }
         let safety = Moment(rng.between(15, 60) * SECOND);
         let faults = Faults::new(rng, &shape, safety).draw();
         // One replica that is damaged while it is alone loses what nobody can bring back.
@@ -263,7 +266,7 @@ fn draw_shape(rng: &mut Rng) -> Shape {
     Shape {
         chains,
         replicas,
-        layout_apart,
+        layouts: usize::from(layout_apart),
         // In the layout's own process it would fall silent together with who notices.
         spare_sequencer: layout_apart && rng.happens(700_000),
         spare_units: usize::from(rng.happens(300_000)),

@@ -46,6 +46,10 @@ fn records_of_version_1_are_read_and_written_alike() {
         ("blank", EntryPayload::Blank),
         ("intent", EntryPayload::Normal(intent(9))),
         ("commit", EntryPayload::Normal(commit(&history, 0))),
+        (
+            "settled",
+            EntryPayload::Normal(StoreChange::Settled { epoch: Epoch(9) }),
+        ),
         ("membership", EntryPayload::Membership(membership.clone())),
     ];
     for (name, payload) in payloads {

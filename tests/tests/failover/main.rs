@@ -1,9 +1,12 @@
-//! SIGKILL and SIGSTOP of the sequencer and of units of a real cluster: it goes on, and nothing acknowledged is lost.
+//! SIGKILL and SIGSTOP of the sequencer, of units and of members of the layout of a real cluster: it goes on, and nothing
+//! acknowledged is lost.
 
 #![expect(
     clippy::disallowed_methods,
     reason = "real servers run on a real runtime"
 )]
+
+mod layouts;
 
 use std::collections::BTreeMap;
 use std::net::UdpSocket;
@@ -16,47 +19,48 @@ use std::time::{Duration, Instant};
 use milonga::{ClientConfig, Map, Milonga};
 use milonga_client::{ClientOptions, LogClient};
 use milonga_node::{
-    LayoutSettings, ProcessConfig, SequencerSettings, ServerAddress, TlsPaths, UnitSettings,
+    LayoutSettings, NEW_LAYOUT, ProcessConfig, SequencerSettings, ServerAddress, TlsPaths,
+    UnitSettings,
 };
 use milonga_protocol::{Incarnation, Layout, ServerName, SharedEnv};
 use milonga_transport::{Identity, QuicNetwork, Role, TokioEnv, certs};
 
 const CHILD: &str = env!("CARGO_BIN_EXE_child");
-const NAMES: [&str; 5] = [
-    "layout-1",
-    "sequencer-1",
-    "sequencer-2",
-    "unit-1a",
-    "unit-1b",
-];
+const LAYOUTS: [&str; 3] = ["layout-1", "layout-2", "layout-3"];
+const OTHERS: [&str; 4] = ["sequencer-1", "sequencer-2", "unit-1a", "unit-1b"];
 
-/// A layout server, two sequencers and one chain of two units, as processes.
+/// Members of the layout, two sequencers and one chain of two units, as processes.
 struct Cluster {
     dir: PathBuf,
-    layout_at: String,
+    layout: Vec<ServerAddress>,
     running: BTreeMap<&'static str, Child>,
 }
 
 impl Cluster {
-    fn start(dir: &Path) -> Self {
+    /// So many members of the layout, and all others.
+    fn start(dir: &Path, layouts: usize) -> Self {
+        let names: Vec<_> = LAYOUTS[..layouts].iter().chain(&OTHERS).copied().collect();
         let certificates = dir.join("certs");
         certs::make_ca(&certificates).expect("an authority");
         let client = ServerName::new("client");
         certs::make_leaf(&certificates, &client, Role::Client).expect("a certificate");
-        let sockets: Vec<_> = (NAMES.iter())
+        let sockets: Vec<_> = (names.iter())
             .map(|_| UdpSocket::bind("127.0.0.1:0").expect("a port"))
             .collect();
         let addresses = sockets.iter().map(|s| s.local_addr().expect("bound"));
         let addresses: Vec<_> = addresses.collect();
         drop(sockets);
-        let layout_at = addresses[0].to_string();
-        for (name, listen) in NAMES.iter().zip(&addresses) {
+        let members = LAYOUTS[..layouts].iter().zip(&addresses);
+        let member =
+            |(name, at): (&&str, &std::net::SocketAddr)| ServerAddress::new(name, &at.to_string());
+        let layout: Vec<_> = members.map(member).collect();
+        for (name, listen) in names.iter().zip(&addresses) {
             let server = ServerName::new(name);
             certs::make_leaf(&certificates, &server, Role::Server).expect("a certificate");
             let tls = TlsPaths::of(&certificates, name);
             let mut config = ProcessConfig::new(name, *listen, tls);
             config.data = Some(dir.join(name));
-            config.layout_servers = vec![ServerAddress::new("layout-1", &layout_at)];
+            config.layout_servers.clone_from(&layout);
             if name.starts_with("unit-") {
                 let mut unit = UnitSettings::default();
                 unit.segment_bytes = 1 << 20;
@@ -68,26 +72,22 @@ impl Cluster {
                 let mut layout = LayoutSettings::new(vec![chain], "sequencer-1");
                 layout.spare_sequencers = vec!["sequencer-2".to_owned()];
                 config.layout = Some(layout);
+                std::fs::create_dir(dir.join(name)).expect("writable");
+                std::fs::write(dir.join(name).join(NEW_LAYOUT), "").expect("writable");
             }
             let text = toml::to_string(&config).expect("plain");
             std::fs::write(dir.join(format!("{name}.toml")), text).expect("writable");
         }
         let mut cluster = Self {
             dir: dir.to_owned(),
-            layout_at: layout_at.clone(),
+            layout: layout.clone(),
             running: BTreeMap::new(),
         };
-        NAMES.iter().for_each(|name| cluster.spawn(name));
-        std::fs::write(
-            dir.join("client.toml"),
-            toml::to_string(&ClientConfig::new(
-                &certificates,
-                "client",
-                [("layout-1", layout_at.as_str())],
-            ))
-            .expect("plain"),
-        )
-        .expect("writable");
+        names.iter().for_each(|name| cluster.spawn(name));
+        let layout = layout.iter().map(|m| (&*m.name, &*m.address));
+        let client = ClientConfig::new(&certificates, "client", layout);
+        let client = toml::to_string(&client).expect("plain");
+        std::fs::write(dir.join("client.toml"), client).expect("writable");
         cluster
     }
 
@@ -125,13 +125,13 @@ impl Drop for Cluster {
 }
 
 /// A client of the log alone, to see the layout by.
-async fn log_client(certificates: &Path, layout_at: &str) -> Arc<LogClient> {
+async fn log_client(certificates: &Path, layout: &[ServerAddress]) -> Arc<LogClient> {
     let name = ServerName::new("client");
     let env: SharedEnv = TokioEnv::new();
     let tls = certs::read_tls(certificates, &name).expect("just made");
     let identity = Identity::new(name, Incarnation(env.random_id()));
     let network = QuicNetwork::client(Arc::clone(&env), &tls, identity);
-    let layout = vec![ServerAddress::new("layout-1", layout_at).peer()];
+    let layout = layout.iter().map(ServerAddress::peer).collect();
     let client = LogClient::connect(env, network, layout, ClientOptions::default());
     client.await.expect("connects")
 }
@@ -240,11 +240,11 @@ impl Writers {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_spare_sequencer_takes_over_and_nothing_acknowledged_is_lost() {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let mut cluster = Cluster::start(dir.path());
+    let mut cluster = Cluster::start(dir.path(), 1);
     let config = ClientConfig::read(dir.path().join("client.toml")).expect("just written");
     let milonga = Milonga::connect(config).await.expect("connects");
     let map = milonga.map::<String, u64>("kept").await.expect("opens");
-    let log = log_client(&dir.path().join("certs"), &cluster.layout_at).await;
+    let log = log_client(&dir.path().join("certs"), &cluster.layout).await;
     let writers = Writers::start(&map);
     let acked = Arc::clone(&writers.acked);
     goes_on_with(&log, "sequencer-1", &acked).await;
@@ -266,11 +266,11 @@ async fn a_spare_sequencer_takes_over_and_nothing_acknowledged_is_lost() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_chain_goes_on_without_a_unit_and_takes_it_in_again() {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let mut cluster = Cluster::start(dir.path());
+    let mut cluster = Cluster::start(dir.path(), 1);
     let config = ClientConfig::read(dir.path().join("client.toml")).expect("just written");
     let milonga = Milonga::connect(config.clone()).await.expect("connects");
     let map = milonga.map::<String, u64>("kept").await.expect("opens");
-    let log = log_client(&dir.path().join("certs"), &cluster.layout_at).await;
+    let log = log_client(&dir.path().join("certs"), &cluster.layout).await;
     let writers = Writers::start(&map);
     let acked = Arc::clone(&writers.acked);
     let is = |wanted: &'static [&'static str]| move |layout: &Layout| chain(layout) == wanted;
