@@ -5,17 +5,19 @@
 //!                                   |       |
 //!                     planner: (plan, history, observations) -> next layout, or why not
 //!                                   |
-//!                     History <-- compare-and-set -- LayoutStore (redb, or memory)
+//!                     History <-- compare-and-set -- Replica (raft: openraft, redb)
 //! ```
+//!
+//! A [`LayoutMember`] follows, or leads with a [`LayoutCore`] of its own, begun from the history of its [`Replica`].
 //!
 //! Every start, of the embedded log or of a cluster, and every return of a restarted server is a reconfiguration
 //! (rule 15): intent, seal, collect, commit, open and bootstrap, publish, settle. Crash recovery and failover are one
 //! path. Everything after the commit is derived from the committed layout and what the sealed units reported; a leader
 //! that crashes in between leaves nothing but an intent or a layout in the store, and its successor begins anew: one
-//! layout per epoch, epochs only rise.
+//! layout per epoch, epochs only rise. Only an epoch at rest goes on under another leader of several.
 //!
-//! Nothing in here knows of sockets, tasks or clocks; [`LayoutStore`] alone touches a disk. The host drives
-//! [`LayoutCore`]: it carries out effects and feeds back what came of them.
+//! The cores know no sockets, tasks or clocks; [`RaftStore`] alone touches a disk ([`LayoutStore`] reads what was kept before
+//! there was raft). The host drives a [`LayoutMember`]: it carries out effects and feeds back what came of them.
 
 mod algebra;
 mod copying;
