@@ -56,7 +56,9 @@ impl Failure {
                 | Refusal::NoSuchRole { .. } => Remedy::NewLayout,
                 Refusal::NotYet { .. } => Remedy::Patience,
                 Refusal::Busy { .. } | Refusal::Poisoned { .. } => Remedy::TryAgain,
-                Refusal::NotAllowed { .. } | Refusal::Malformed { .. } => Remedy::GiveUp,
+                Refusal::NotAllowed { .. }
+                | Refusal::Malformed { .. }
+                | Refusal::Declined { .. } => Remedy::GiveUp,
             },
             Self::Call { error, .. } if !error.is_retryable() => Remedy::GiveUp,
             Self::Superseded { .. } => Remedy::NewLayout,

@@ -18,6 +18,7 @@
 //! [`LayoutCore`]: it carries out effects and feeds back what came of them.
 
 mod algebra;
+mod change;
 mod copying;
 mod core;
 mod courier;
@@ -32,6 +33,7 @@ mod opening;
 mod phase;
 mod plan;
 mod planner;
+mod policy;
 mod raft;
 mod reconfigure;
 #[cfg(test)]
@@ -50,6 +52,7 @@ pub use effect::{LayoutEffect, StoreId};
 pub use history::{History, HistoryError, StoreChange};
 pub use milonga_protocol::settle::{SendId, SendOutcome};
 pub use plan::{ClusterPlan, PlanError, SPARE_AFTER};
+pub use policy::Policy;
 pub use raft::{
     Leadership, MESSAGE_BYTES, Member, MemberId, NotConfirmed, ProposeError, RAFT_STORE_VERSION,
     RaftCarrier, RaftConfig, RaftDecodeError, RaftDisk, RaftJob, RaftRequest, RaftResponse,

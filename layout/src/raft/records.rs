@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Entry, LogId, Member, MemberId, Membership, SnapshotMeta, StoredMembership, Vote};
 use crate::history::{History, StoreChange};
+use crate::policy::Policy;
 
 /// Version of the records.
 pub(super) const RECORD_VERSION: u16 = 1;
@@ -200,6 +201,7 @@ struct HistoryRecord {
     starts: BTreeMap<Epoch, Position>,
     opened: BTreeMap<UnitId, Epoch>,
     given_up: Option<(Position, Position)>,
+    policy: Policy,
 }
 
 pub(super) fn encode_history(history: &History) -> Vec<u8> {
@@ -210,6 +212,7 @@ pub(super) fn encode_history(history: &History) -> Vec<u8> {
         starts,
         opened,
         given_up,
+        policy,
     } = history.clone();
     encode(&HistoryRecord {
         cluster,
@@ -218,6 +221,7 @@ pub(super) fn encode_history(history: &History) -> Vec<u8> {
         starts,
         opened,
         given_up,
+        policy,
     })
 }
 
@@ -231,6 +235,7 @@ pub(super) fn decode_history(bytes: &[u8]) -> Result<History, String> {
         starts: record.starts,
         opened: record.opened,
         given_up: record.given_up,
+        policy: record.policy,
     };
     history.check()?;
     Ok(history)

@@ -42,11 +42,16 @@ fn records_of_version_1_are_read_and_written_alike() {
     check("history-new", &encode_history(&history));
     history.apply(&intent(1)).unwrap();
     let membership = Membership::new(vec![[MemberId(1)].into()], members(1));
+    let policy = samples::policy();
     let payloads = [
         ("blank", EntryPayload::Blank),
         ("intent", EntryPayload::Normal(intent(9))),
         ("commit", EntryPayload::Normal(commit(&history, 0))),
         ("membership", EntryPayload::Membership(membership.clone())),
+        (
+            "policy",
+            EntryPayload::Normal(StoreChange::Policy { policy }),
+        ),
     ];
     for (name, payload) in payloads {
         let log_id = log_id(7);
@@ -86,6 +91,8 @@ fn a_history_survives_its_encoding() {
         history.apply(&next).unwrap();
         let (from, to) = (Position(epoch), Position(epoch * 10));
         history.apply(&StoreChange::GivenUp { from, to }).unwrap();
+        let policy = samples::policy();
+        history.apply(&StoreChange::Policy { policy }).unwrap();
         assert_eq!(
             decode_history(&encode_history(&history)),
             Ok(history.clone())
