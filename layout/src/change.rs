@@ -83,9 +83,9 @@ impl LayoutCore {
             }
             Verdict::Sequencer(name) if !dry_run => {
                 self.reply(call, report);
-                self.gather(format!("{name} is to be the sequencer"));
+                let cause = format!("{name} is to be the sequencer");
                 self.sequencer = name;
-                self.try_to_begin();
+                self.gather(cause);
             }
             _ => self.reply(call, report),
         }
@@ -111,6 +111,25 @@ impl LayoutCore {
             ClusterChange::ReplaceUnit { old, new } => self.judge_replace(layout, old, new),
             ClusterChange::AddChain { units } => self.judge_chain(layout, units),
         }
+    }
+
+    /// What is decided and not done yet, for people.
+    pub(crate) fn decided(&self) -> Option<String> {
+        let layout = self.history.current()?;
+        let retired = &self.history.policy().retired;
+        let members = layout.members().into_iter();
+        let members = members.map(|unit| &layout.unit(unit).name);
+        let leave = members.filter_map(|name| {
+            Some(match retired.get(name)? {
+                Some(heir) => format!("{name} leaves once {heir} has everything"),
+                None => format!("{name} leaves"),
+            })
+        });
+        let chain = self.next_chain().map(list);
+        let comes =
+            chain.map(|chain| format!("a chain of {chain} comes once all of them are there"));
+        let words: Vec<_> = leave.chain(comes).collect();
+        (!words.is_empty()).then(|| words.join("; "))
     }
 
     // ------------------------------------------------------------------------------------------ sequencer

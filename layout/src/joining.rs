@@ -314,6 +314,9 @@ impl LayoutCore {
 
     /// Makes an epoch without those that an operator wants to leave, once nothing keeps them.
     fn let_go(&mut self) {
+        if self.history.policy().retired.is_empty() {
+            return;
+        }
         let absent = self.absent();
         let gone = self.with_leavers(absent.clone());
         if let Some(unit) = gone.difference(&absent).next() {
@@ -351,6 +354,9 @@ impl LayoutCore {
         }
         if let Some(copying) = self.facts_of_copying() {
             facts.insert("copying".into(), copying);
+        }
+        if let Some(decided) = self.decided() {
+            facts.insert("decided".into(), decided);
         }
         let out: Vec<_> = self.out().collect();
         if !out.is_empty() {

@@ -70,16 +70,13 @@ impl Policy {
 
     /// Members that nothing keeps any more: those that were removed, and those whose successor has everything.
     pub(crate) fn leavers(&self, layout: &Layout) -> Vec<UnitIndex> {
-        let retired = self.retired.iter();
-        let leavers = retired.filter_map(|(old, new)| {
-            let old = member(layout, old)?;
-            let ready = match new {
-                None => true,
-                Some(new) => member(layout, new).is_some_and(|new| has_all_of(layout, old, new)),
-            };
-            ready.then_some(old)
+        let mut leavers: Vec<_> = layout.members().into_iter().collect();
+        leavers.retain(|old| match self.retired.get(&layout.unit(*old).name) {
+            None => false,
+            Some(None) => true,
+            Some(Some(new)) => member(layout, new).is_some_and(|new| has_all_of(layout, *old, new)),
         });
-        leavers.collect()
+        leavers
     }
 
     /// The chain of the active segment in which `name` is to take a place, because its predecessor has one there.

@@ -186,7 +186,7 @@ fn the_leader_may_crash_between_any_two_effects_of_a_command() {
             assert_eq!(active(&mut world), wanted, "{change:?}, effect {n}");
             world.settle_and_check();
             if !crashed {
-                assert!(n > 10, "{change:?} has only {n} effects");
+                assert!(n > 0, "{change:?} has no effects");
                 break;
             }
         }
