@@ -9,7 +9,7 @@ use crate::ids::{Epoch, Position, ServerName};
 use crate::layout::Layout;
 
 /// What an operator wants.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ClusterChange {
     /// Another process is to be the sequencer.
     MoveSequencer {
