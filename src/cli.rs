@@ -6,6 +6,7 @@ mod cluster;
 mod local;
 mod log;
 mod objects;
+mod operate;
 mod output;
 mod serve;
 mod status;
@@ -70,6 +71,9 @@ enum Command {
     Certs(certs::Certs),
     /// Show who serves what, how redundant it is, and what is being done about it.
     Status(status::StatusCommand),
+    /// The cluster: its history, growth and care. move-sequencer, add-unit, remove-unit, replace-unit, add-chain.
+    #[command(subcommand)]
+    Cluster(operate::ClusterCommand),
     /// The log itself: append, read, tail, follow, fill, trim.
     #[command(subcommand)]
     Log(log::LogCommand),
@@ -198,6 +202,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Serve(serve) => serve.run(target.config()).await,
         Command::Certs(certs) => certs.run(json),
         Command::Status(status) => status.run(&target, json).await,
+        Command::Cluster(command) => command.run(&target, json).await,
         Command::Unit(command) => command.run(json),
         Command::Log(log::LogCommand::Follow(follow)) => {
             // It ends no other way.

@@ -58,7 +58,9 @@ impl Failure {
                 Refusal::Busy { .. } | Refusal::Poisoned { .. } | Refusal::NotLeader { .. } => {
                     Remedy::TryAgain
                 }
-                Refusal::NotAllowed { .. } | Refusal::Malformed { .. } => Remedy::GiveUp,
+                Refusal::NotAllowed { .. }
+                | Refusal::Malformed { .. }
+                | Refusal::Declined { .. } => Remedy::GiveUp,
             },
             Self::Call { error, .. } if !error.is_retryable() => Remedy::GiveUp,
             Self::Superseded { .. } => Remedy::NewLayout,

@@ -2,6 +2,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use milonga_objects::EncodeKey;
+use milonga_protocol::change::{ChangeReport, ChangeStage, ClusterChange};
 use milonga_protocol::frame::{FrameKind, Message, WIRE_VERSION, write};
 use milonga_protocol::messages::{
     Bootstrap, Handshake, Hello, LayoutRequest, LayoutResponse, Lease, Marks, Refusal, Request,
@@ -212,6 +213,16 @@ fn responses() -> Vec<Response> {
             leader: Some(("layout-2".into(), "two:1".to_owned())),
         }),
         Response::Raft,
+        Response::Layout(LayoutResponse::Change(ChangeReport {
+            stage: ChangeStage::UnderWay,
+            epoch: Epoch(4),
+            steps: vec!["unit-3 joins chain 1".to_owned()],
+            joins: vec!["unit-3".into()],
+            leaves: vec!["unit-1a".into()],
+            sequencer: "sequencer-1".into(),
+            chains: vec![vec!["unit-1b".into(), "unit-3".into()]],
+            copying: Vec::new(),
+        })),
     ]
 }
 
@@ -258,6 +269,12 @@ fn wire(seeds: &mut Vec<Seed>) {
         encode(&Request::Layout(hello)),
     );
     add(seeds, "request", "raft", encode(&Request::Raft));
+    let change = ClusterChange::AddChain {
+        units: vec!["unit-3a".into(), "unit-3b".into()],
+    };
+    let dry_run = true;
+    let change = Request::Layout(LayoutRequest::Change { change, dry_run });
+    add(seeds, "request", "layout-change", encode(&change));
     for (call, response) in (1..).zip(responses()) {
         let message = response.into_message(Bytes::from_static(b"body"));
         add(seeds, "response", &format!("{call:02}"), &message.header);

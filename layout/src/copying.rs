@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use milonga_protocol::change::CopyReport;
 use milonga_protocol::frame::Message;
 use milonga_protocol::messages::{
     Body, Request, Response, UnitReadAnswer, UnitRequest, UnitResponse, WireValue, WriteAnswer,
@@ -487,6 +488,20 @@ impl LayoutCore {
         let all = self.copying.iter().chain(self.copying_aside.values());
         let words: Vec<_> = all.map(|copying| self.fact_of(copying)).collect();
         (!words.is_empty()).then(|| words.join("; "))
+    }
+
+    /// What is being copied, for operators.
+    pub(crate) fn copies(&self) -> Vec<CopyReport> {
+        let end = self.history.current().map_or(Position::ZERO, |l| l.start);
+        let all = self.copying.iter().chain(self.copying_aside.values());
+        let report = |copying: &Copying| CopyReport {
+            unit: self.unit_name(copying.target).clone(),
+            entries: copying.entries,
+            bytes: copying.bytes,
+            below: copying.from.min(end),
+            end,
+        };
+        all.map(report).collect()
     }
 
     fn fact_of(&self, copying: &Copying) -> String {

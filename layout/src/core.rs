@@ -10,6 +10,7 @@ use milonga_protocol::{
     ClusterId, Epoch, Layout, Position, Published, ServerName, Time, UnitIndex,
 };
 
+use crate::change::Strangers;
 use crate::copying::Copying;
 use crate::courier::Courier;
 use crate::effect::{LayoutEffect, StoreId};
@@ -75,8 +76,9 @@ pub struct LayoutCore {
     /// Since when a unit says, in the run that was opened, that it serves nothing.
     not_serving: BTreeMap<ServerName, Time>,
     gets: Gets,
-    /// Who waits for them: a call, or the phase.
-    storing: BTreeMap<StoreId, (StoreChange, Option<CallId>)>,
+    /// Who waits for them: a call, with its answer, or the phase.
+    storing: BTreeMap<StoreId, (StoreChange, Option<(CallId, LayoutResponse)>)>,
+    pub(crate) strangers: Strangers,
     next_store: u64,
     effects: VecDeque<LayoutEffect>,
 }
@@ -93,7 +95,7 @@ impl LayoutCore {
         fresh: ClusterId,
         now: Time,
     ) -> Result<Self, PlanError> {
-        plan.check(history.current())?;
+        plan.check(history.current(), history.policy())?;
         let units = match history.current() {
             Some(layout) => layout.units.iter().map(|unit| unit.name.clone()).collect(),
             None => plan.unit_names().cloned().collect(),
@@ -140,6 +142,7 @@ impl LayoutCore {
             not_serving: BTreeMap::new(),
             gets: Gets::default(),
             storing: BTreeMap::new(),
+            strangers: Strangers::default(),
             next_store: 0,
             effects: VecDeque::new(),
         })
@@ -171,6 +174,7 @@ impl LayoutCore {
         match request {
             LayoutRequest::Hello(hello) => {
                 if let Some(why) = self.unlisted(&hello) {
+                    self.strangers.hear(self.now, hello);
                     return self.refuse(call, Refusal::Identity { why });
                 }
                 self.hear(hello);
@@ -190,6 +194,11 @@ impl LayoutCore {
                 }
             }
             LayoutRequest::GiveUp { from, to } => self.give_up(call, from, to),
+            LayoutRequest::Change { change, dry_run } => self.change(call, &change, dry_run),
+            LayoutRequest::History { after } => {
+                let report = self.history.report(after);
+                self.reply(call, LayoutResponse::History(report));
+            }
         }
     }
 
@@ -223,12 +232,17 @@ impl LayoutCore {
         let applied = outcome.and_then(|()| self.history.apply(&change).map_err(|e| e.to_string()));
         match (applied, call) {
             (Ok(()), None) => self.change_stored(),
-            (Ok(()), Some(call)) => self.reply(call, LayoutResponse::Heard),
+            (Ok(()), Some((call, response))) => {
+                self.reply(call, response);
+                if let StoreChange::Policy { .. } = change {
+                    self.policy_stored();
+                }
+            }
             // Whether it is durable is unknown, so nothing may be decided any more by this core.
             (Err(why), call) => {
                 self.courier.forget();
                 self.phase = Phase::Halted { why: why.clone() };
-                if let Some(call) = call {
+                if let Some((call, _)) = call {
                     self.refuse(call, Refusal::Busy { what: why });
                 }
             }
@@ -375,7 +389,7 @@ impl LayoutCore {
     }
 
     /// Whether the newest layout is published and no other is under way.
-    const fn is_published(&self) -> bool {
+    pub(crate) const fn is_published(&self) -> bool {
         matches!(
             self.phase,
             Phase::Settle(_) | Phase::Report { .. } | Phase::Idle
@@ -391,7 +405,12 @@ impl LayoutCore {
         self.store_for(None, change);
     }
 
-    fn store_for(&mut self, call: Option<CallId>, change: StoreChange) {
+    /// The same, or a call waits for it, and for this answer.
+    pub(crate) fn store_for(
+        &mut self,
+        call: Option<(CallId, LayoutResponse)>,
+        change: StoreChange,
+    ) {
         let id = StoreId(self.next_store);
         self.next_store += 1;
         self.storing.insert(id, (change.clone(), call));
@@ -408,11 +427,17 @@ impl LayoutCore {
             );
             return self.refuse(call, Refusal::Malformed { why });
         }
-        if !self.is_published() || !self.storing.is_empty() {
+        if !self.is_quiet() {
             let what = "a reconfiguration is under way".to_owned();
             return self.refuse(call, Refusal::Busy { what });
         }
-        self.store_for(Some(call), StoreChange::GivenUp { from, to });
+        let answer = Some((call, LayoutResponse::Heard));
+        self.store_for(answer, StoreChange::GivenUp { from, to });
+    }
+
+    /// Whether operators' decisions can be recorded now: no reconfiguration is under way that may be based on others.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.is_published() && self.storing.is_empty()
     }
 
     /// Hands the current layout out from now on, also to those who wait.
@@ -453,19 +478,34 @@ impl LayoutCore {
     /// A unit that no chain names would wait for ever: it is told so.
     fn unlisted(&self, hello: &Hello) -> Option<String> {
         let name = &hello.name;
-        let unlisted = hello.unit.is_some() && !self.knows_unit(name);
-        unlisted.then(|| {
+        hello.unit?;
+        let sequences = self.plan.sequencers().any(|sequencer| sequencer == name);
+        if self.was_removed(name) && !sequences {
+            return Some(format!(
+                "{name} was removed from this cluster; stop it, or start it with an empty directory and `milonga cluster add-unit {name}`"
+            ));
+        }
+        (!self.knows_unit(name)).then(|| {
             format!(
-                "{name} is not a unit of this cluster; name it under spare_units in the layout server's configuration, or correct its name"
+                "{name} is not a unit of this cluster; `milonga cluster add-unit {name}` makes it one, or name it under spare_units in the layout server's configuration, or correct its name"
             )
         })
     }
 
-    fn knows_unit(&self, name: &ServerName) -> bool {
-        self.units.contains(name) || self.plan.spare_units.contains(name)
+    /// Whether an operator removed the unit, and no chain names it any more.
+    pub(crate) fn was_removed(&self, name: &ServerName) -> bool {
+        self.history.policy().retired.contains_key(name) && self.member(name).is_none()
     }
 
-    fn hear(&mut self, hello: Hello) {
+    pub(crate) fn knows_unit(&self, name: &ServerName) -> bool {
+        let policy = self.history.policy();
+        self.units.contains(name)
+            || self.plan.spare_units.contains(name)
+            || policy.added.contains_key(name)
+            || policy.retired.contains_key(name)
+    }
+
+    pub(crate) fn hear(&mut self, hello: Hello) {
         let name = hello.name.clone();
         if !self.knows_unit(&name) && self.plan.sequencers().all(|sequencer| *sequencer != name) {
             return;
@@ -531,12 +571,12 @@ impl LayoutCore {
         self.reply(call, response);
     }
 
-    fn reply(&mut self, call: CallId, response: LayoutResponse) {
+    pub(crate) fn reply(&mut self, call: CallId, response: LayoutResponse) {
         let response = Response::Layout(response);
         self.effect(LayoutEffect::Reply(call, response));
     }
 
-    fn refuse(&mut self, call: CallId, refusal: Refusal) {
+    pub(crate) fn refuse(&mut self, call: CallId, refusal: Refusal) {
         self.effect(LayoutEffect::Reply(call, Response::Refused(refusal)));
     }
 }

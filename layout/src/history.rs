@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use milonga_protocol::change::HistoryReport;
 use milonga_protocol::layout::{LayoutError, ascending};
-use milonga_protocol::limits::STARTS_IN_LAYOUT;
+use milonga_protocol::limits::{STARTS_IN_LAYOUT, STARTS_PER_PAGE};
 use milonga_protocol::{ClusterId, Epoch, Layout, Position, UnitId};
 use serde::{Deserialize, Serialize};
 
 use crate::algebra;
+use crate::policy::Policy;
 
 /// What the layout's owner knows durably.
 ///
@@ -24,6 +26,8 @@ pub struct History {
     pub(crate) given_up: Option<(Position, Position)>,
     /// The last epoch below whose start all is settled; the store without raft does not keep it.
     pub(crate) settled: Epoch,
+    /// What operators decided about units.
+    pub(crate) policy: Policy,
 }
 
 /// A change of the history; durable before it counts.
@@ -61,6 +65,11 @@ pub enum StoreChange {
         /// The epoch.
         epoch: Epoch,
     },
+    /// What operators have decided about units from now on, all of it.
+    Policy {
+        /// All decisions.
+        policy: Policy,
+    },
 }
 
 /// Why a change was refused; the history is as it was.
@@ -93,6 +102,12 @@ pub enum HistoryError {
     Discontinuous {
         /// The epoch.
         epoch: Epoch,
+        /// What does not fit.
+        why: &'static str,
+    },
+    /// Decisions that cannot stand together.
+    #[error("the decisions about units are wrong: {why}")]
+    Policy {
         /// What does not fit.
         why: &'static str,
     },
@@ -147,6 +162,12 @@ impl History {
         })
     }
 
+    /// What operators decided about units.
+    #[must_use]
+    pub const fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
     /// Last committed epoch, 0 before genesis.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
@@ -174,6 +195,18 @@ impl History {
         starts.reverse();
         starts.push((epoch, start));
         starts
+    }
+
+    /// Epochs after this one with their starts, as many as fit one answer, and the newest layout.
+    #[must_use]
+    pub fn report(&self, after: Epoch) -> HistoryReport {
+        let mut later = self.starts.range(after.next()..);
+        let starts = later.by_ref().take(STARTS_PER_PAGE);
+        HistoryReport {
+            starts: starts.map(|(epoch, start)| (*epoch, *start)).collect(),
+            more: later.next().is_some(),
+            current: self.current.clone(),
+        }
     }
 
     /// Makes a change, or refuses it whole.
@@ -211,6 +244,10 @@ impl History {
                 }
                 self.settled = *epoch;
             }
+            StoreChange::Policy { policy } => {
+                policy.check().map_err(|why| HistoryError::Policy { why })?;
+                self.policy = policy.clone();
+            }
         }
         Ok(())
     }
@@ -231,6 +268,7 @@ impl History {
         if self.settled > epoch {
             return Err("an epoch is settled that is not committed".into());
         }
+        self.policy.check()?;
         let Some(layout) = &self.current else {
             return match (starts.is_empty(), self.cluster) {
                 (true, None) => Ok(()),

@@ -101,12 +101,12 @@ impl LayoutCore {
     /// The next unit that may come into a chain, and when.
     fn candidate(&self) -> Option<(&ServerName, u16, Time)> {
         let layout = self.history.current()?;
-        let free: Vec<_> = self.free_units().collect();
+        let free: Vec<_> = self.free_units().filter(|n| !self.is_reserved(n)).collect();
         let vacant = |(chain, _)| Some((chain, *self.joining.vacant_since.get(&chain)?));
         let chains = algebra::vacancies(layout).filter_map(vacant);
         let candidates = chains.flat_map(|(chain, vacant_since)| {
             free.iter().map(move |name| {
-                let home = self.plan.home(name) == Some(chain);
+                let home = self.home(name) == Some(chain);
                 let spare_at = vacant_since.after(if home {
                     Duration::ZERO
                 } else {
@@ -116,14 +116,69 @@ impl LayoutCore {
                 (at, !home, chain, *name)
             })
         });
-        let (at, _, chain, name) = candidates.min()?;
+        let (at, _, chain, name) = candidates.chain(self.expected()).min()?;
         Some((name, chain, at))
+    }
+
+    /// Units that an operator wants in a certain place: successors, and the units of a chain that is to come. Units of a
+    /// chain to come that are ready wait for the others.
+    fn expected(&self) -> impl Iterator<Item = (Time, bool, u16, &ServerName)> {
+        let waits = self.next_chain().is_none_or(|chain| {
+            let mut chain = chain.iter();
+            !chain.all(|name| self.is_ready(name))
+        });
+        self.free_units().filter_map(move |name| {
+            let at = self.joining.trusted_at(name);
+            let layout = self.history.current()?;
+            if let Some(chain) = self.history.policy().succession(layout, name) {
+                return Some((at, false, chain, name));
+            }
+            let of_next = self.next_chain().is_some_and(|c| c.contains(name));
+            let more = layout.segments.last().map_or(0, |last| last.chains.len());
+            let more = u16::try_from(more).ok()?;
+            (of_next && !(waits && self.is_ready(name))).then_some((at, false, more, name))
+        })
+    }
+
+    /// Whether it has forgotten what it does not surely know, and is still the same.
+    fn is_ready(&self, name: &ServerName) -> bool {
+        let Some(ready) = self.joining.ready.get(name) else {
+            return false;
+        };
+        let unit = self.heard.fresh(self.now, name).and_then(|h| h.unit);
+        let below = self.history.given_up_from(self.trimmed);
+        let same = unit.is_some_and(|unit| unit.id == ready.id);
+        same && self.can_serve(name) && ready.kept_below <= below
+    }
+
+    /// The chain that `name` belongs to: as an operator decided, or as it was configured.
+    pub(crate) fn home(&self, name: &ServerName) -> Option<u16> {
+        let added = self.history.policy().added.get(name);
+        added.map_or_else(|| self.plan.home(name), |added| added.home)
+    }
+
+    /// The units of the chain that is to come.
+    pub(crate) fn next_chain(&self) -> Option<&[ServerName]> {
+        let layout = self.history.current()?;
+        let configured = self.plan.units.len();
+        self.history.policy().next_chain(configured, layout)
+    }
+
+    /// Whether an operator wants the unit in a certain place, so that it takes no other.
+    pub(crate) fn is_reserved(&self, name: &ServerName) -> bool {
+        let Some(layout) = self.history.current() else {
+            return false;
+        };
+        let of_next = self.next_chain().is_some_and(|c| c.contains(name));
+        of_next || self.history.policy().succession(layout, name).is_some()
     }
 
     /// Units that are there, in no chain, and may be.
     fn free_units(&self) -> impl Iterator<Item = &ServerName> {
+        let policy = self.history.policy();
         let names = self.units.iter().chain(&self.plan.spare_units);
-        let distinct: BTreeSet<_> = names.collect();
+        let mut distinct: BTreeSet<_> = names.chain(policy.added.keys()).collect();
+        distinct.retain(|name| !policy.retired.contains_key(*name));
         let free = move |name: &&ServerName| {
             let hello = self.heard.fresh(self.now, name);
             let unit = hello.and_then(|hello| hello.unit);
@@ -166,7 +221,7 @@ impl LayoutCore {
         if let Some(unit) = unit {
             let ready = Ready {
                 id: unit.id,
-                chain: self.plan.home(&name).unwrap_or_default(),
+                chain: self.home(&name).unwrap_or_default(),
                 kept_below,
             };
             self.joining.ready.insert(name, ready);
@@ -180,15 +235,23 @@ impl LayoutCore {
             return Vec::new();
         };
         let mut places: Vec<_> = algebra::vacancies(layout).collect();
-        let mut joins = Vec::new();
+        let mut joins = self.chain_to_join();
         // Something may have been given up since they were asked.
         let given_up = self.history.given_up_from(self.trimmed);
         for (name, ready) in &self.joining.ready {
+            if self.next_chain().is_some_and(|c| c.contains(name)) {
+                continue;
+            }
             let (id, chain) = (ready.id, ready.chain);
             let unit = self.heard.fresh(self.now, name).and_then(|h| h.unit);
             let there = unit.is_some_and(|unit| unit.id == id) && self.can_serve(name);
             let inside = members.iter().any(|unit| self.unit_name(*unit) == name);
             if !there || inside || ready.kept_below > given_up {
+                continue;
+            }
+            if let Some(chain) = self.history.policy().succession(layout, name) {
+                let name = name.clone();
+                joins.push(Join { name, id, chain });
                 continue;
             }
             let open = |(place, missing): &&mut (u16, usize)| *place == chain && *missing > 0;
@@ -202,6 +265,23 @@ impl LayoutCore {
             }
         }
         joins
+    }
+
+    /// The units of the chain that is to come, once all of them are ready.
+    fn chain_to_join(&self) -> Vec<Join> {
+        let (Some(chain), Some(layout)) = (self.next_chain(), self.history.current()) else {
+            return Vec::new();
+        };
+        let more = layout.segments.last().map_or(0, |last| last.chains.len());
+        let join = |name: &ServerName| {
+            let ready = self.joining.ready.get(name)?;
+            let outside = self.is_ready(name) && self.member(name).is_none();
+            let (name, id) = (name.clone(), ready.id);
+            let chain = u16::try_from(more).ok()?;
+            outside.then_some(Join { name, id, chain })
+        };
+        let joins: Option<Vec<_>> = chain.iter().map(join).collect();
+        joins.unwrap_or_default()
     }
 
     /// The epoch that a unit says it has persisted.
@@ -223,10 +303,26 @@ impl LayoutCore {
             return;
         }
         if matches!(self.phase, Phase::Idle) {
+            self.let_go();
+        }
+        if matches!(self.phase, Phase::Idle) {
             self.copy_on();
         }
         if matches!(self.phase, Phase::Idle) {
             self.invite();
+        }
+    }
+
+    /// Makes an epoch without those that an operator wants to leave, once nothing keeps them.
+    fn let_go(&mut self) {
+        if self.history.policy().retired.is_empty() {
+            return;
+        }
+        let absent = self.absent();
+        let gone = self.with_leavers(absent.clone());
+        if let Some(unit) = gone.difference(&absent).next() {
+            let name = self.unit_name(*unit).clone();
+            self.gather(format!("{name} is to leave"));
         }
     }
 
@@ -260,6 +356,9 @@ impl LayoutCore {
         if let Some(copying) = self.facts_of_copying() {
             facts.insert("copying".into(), copying);
         }
+        if let Some(decided) = self.decided() {
+            facts.insert("decided".into(), decided);
+        }
         let out: Vec<_> = self.out().collect();
         if !out.is_empty() {
             facts.insert("out".into(), out.join("; "));
@@ -269,7 +368,9 @@ impl LayoutCore {
 
     /// Units that no chain names, each with the reason.
     fn out(&self) -> impl Iterator<Item = String> {
+        let retired = &self.history.policy().retired;
         let names = self.units.iter().filter(|name| self.member(name).is_none());
+        let names = names.filter(|name| !retired.contains_key(*name));
         names.map(|name| {
             let why = self.trouble(name).unwrap_or_else(|| {
                 let at = self.joining.trusted_at(name);

@@ -20,6 +20,7 @@
 //! there was raft). The host drives a [`LayoutMember`]: it carries out effects and feeds back what came of them.
 
 mod algebra;
+mod change;
 mod copying;
 mod core;
 mod courier;
@@ -35,6 +36,7 @@ mod opening;
 mod phase;
 mod plan;
 mod planner;
+mod policy;
 mod raft;
 mod reconfigure;
 mod resuming;
@@ -55,6 +57,7 @@ pub use history::{History, HistoryError, StoreChange};
 pub use member::{LayoutMember, Reign};
 pub use milonga_protocol::settle::{SendId, SendOutcome};
 pub use plan::{ClusterPlan, PlanError, SPARE_AFTER};
+pub use policy::Policy;
 pub use raft::{
     Histories, Leadership, MESSAGE_BYTES, Member, MemberId, NotConfirmed, ProposeError,
     RAFT_STORE_VERSION, RaftCarrier, RaftConfig, RaftDecodeError, RaftDisk, RaftJob, RaftRequest,

@@ -70,7 +70,7 @@ impl LayoutMember {
         history: Arc<History>,
         fresh: ClusterId,
     ) -> Result<Self, PlanError> {
-        plan.check(history.current())?;
+        plan.check(history.current(), history.policy())?;
         Ok(Self {
             plan,
             fresh,
@@ -160,7 +160,10 @@ impl LayoutMember {
                     self.hear(now, hello);
                     self.reply(call, LayoutResponse::Heard);
                 }
-                LayoutRequest::ReportSealed { .. } | LayoutRequest::GiveUp { .. } => {
+                LayoutRequest::ReportSealed { .. }
+                | LayoutRequest::GiveUp { .. }
+                | LayoutRequest::Change { .. }
+                | LayoutRequest::History { .. } => {
                     self.refuse(call);
                 }
                 LayoutRequest::Get { known, wait_ms } => {
@@ -285,6 +288,7 @@ impl LayoutMember {
 
     fn knows(&self, name: &ServerName) -> bool {
         let units = self.plan.unit_names().chain(&self.plan.spare_units);
+        let units = units.chain(self.history.policy().added.keys());
         let mut named = units.chain(self.plan.sequencers());
         named.any(|known| known == name)
     }

@@ -6,6 +6,8 @@ use std::time::Duration;
 use milonga_protocol::messages::Lease;
 use milonga_protocol::{Layout, Limits, ServerName, UnitIndex};
 
+use crate::policy::Policy;
+
 /// The default of [`ClusterPlan::spare_after`].
 pub const SPARE_AFTER: Duration = Duration::from_secs(10);
 
@@ -161,8 +163,8 @@ impl ClusterPlan {
         self.units.iter().map(chain).collect()
     }
 
-    /// Whether the plan can be used at all, and with the `current` layout.
-    pub(crate) fn check(&self, current: Option<&Layout>) -> Result<(), PlanError> {
+    /// Whether the plan can be used at all, and with the `current` layout and what operators decided since.
+    pub(crate) fn check(&self, current: Option<&Layout>, policy: &Policy) -> Result<(), PlanError> {
         if self.units.is_empty() || self.units.iter().any(Vec::is_empty) {
             return Err(PlanError::NoUnits);
         }
@@ -188,7 +190,7 @@ impl ClusterPlan {
         let Some(layout) = current else {
             return Ok(());
         };
-        if !self.fits(layout) {
+        if !self.fits(layout, policy) {
             return Err(PlanError::OtherUnits {
                 configured: show(&self.units),
                 recorded: show(&chains_of(layout)),
@@ -200,13 +202,19 @@ impl ClusterPlan {
 
 impl ClusterPlan {
     /// Whether the layout's chains can have come from these: the first layout named the units of the plan in order, and
-    /// none of them loses its number. Later any of them, and any spare, may have taken a place in any chain.
-    fn fits(&self, layout: &Layout) -> bool {
+    /// none of them loses its number. Later any of them, any spare, and whoever was added by command may have taken a place
+    /// in any chain, and chains may have been added.
+    fn fits(&self, layout: &Layout, policy: &Policy) -> bool {
         let chains = chains_of(layout);
         let mut names = layout.units.iter().map(|unit| &unit.name);
         let made_of_these = self.unit_names().all(|name| names.next() == Some(name));
-        let known = |name| self.home(name).is_some() || self.spare_units.contains(name);
-        made_of_these && chains.len() == self.units.len() && chains.iter().flatten().all(known)
+        let known = |name| {
+            let configured = self.home(name).is_some() || self.spare_units.contains(name);
+            configured || policy.added.contains_key(name) || policy.retired.contains_key(name)
+        };
+        let least = self.units.len();
+        let counts = least..=least + policy.chains.len();
+        made_of_these && counts.contains(&chains.len()) && chains.iter().flatten().all(known)
     }
 }
 
@@ -246,8 +254,8 @@ mod tests {
     fn a_plan_is_compared_with_the_layout() {
         let layout = samples::layout(1, 0, &History::default());
         let good = plan(&[&["unit-1a", "unit-1b"], &["unit-2a", "unit-2b"]]);
-        assert_eq!(good.check(None), Ok(()));
-        assert_eq!(good.check(Some(&layout)), Ok(()));
+        assert_eq!(good.check(None, &Policy::default()), Ok(()));
+        assert_eq!(good.check(Some(&layout), &Policy::default()), Ok(()));
         assert_eq!(good.chains(), layout.segments[0].chains);
         for other in [
             plan(&[&["unit-1a", "unit-1b", "unit-2a", "unit-2b"]]),
@@ -255,41 +263,73 @@ mod tests {
             plan(&[&["unit-1a", "unit-1b"], &["unit-2a"]]),
             plan(&[&["unit-1a", "unit-1b"], &["unit-2a", "unit-2b", "unit-2c"]]),
         ] {
-            let error = other.check(Some(&layout)).unwrap_err().to_string();
+            let error = other
+                .check(Some(&layout), &Policy::default())
+                .unwrap_err()
+                .to_string();
             let recorded = "now [unit-1a unit-1b] [unit-2a unit-2b]";
             assert!(error.contains(recorded), "{error}");
         }
         // A chain that lost a unit, and one that won a spare.
         let mut other = layout;
         other.segments[0].chains[0].pop();
-        assert_eq!(good.check(Some(&other)), Ok(()));
+        assert_eq!(good.check(Some(&other), &Policy::default()), Ok(()));
         let unit = milonga_protocol::UnitRef {
             name: "unit-3".into(),
             id: milonga_protocol::UnitId(9),
         };
         other.units.push(unit);
         other.segments[0].chains[0].push(UnitIndex(4));
-        assert!(good.check(Some(&other)).is_err(), "nobody named it");
+        assert!(
+            good.check(Some(&other), &Policy::default()).is_err(),
+            "nobody named it"
+        );
+        let named = Policy {
+            added: samples::added("unit-3", 9, None),
+            ..Policy::default()
+        };
+        assert_eq!(good.check(Some(&other), &named), Ok(()));
         let good = good.with_spare_units(vec!["unit-3".into()], SPARE_AFTER);
-        assert_eq!(good.check(Some(&other)), Ok(()));
+        assert_eq!(good.check(Some(&other), &Policy::default()), Ok(()));
         // A unit that took a place in another chain than its own.
         other.segments[0].chains[1].pop();
         other.segments[0].chains[1].push(UnitIndex(1));
-        assert_eq!(good.check(Some(&other)), Ok(()));
+        assert_eq!(good.check(Some(&other), &Policy::default()), Ok(()));
+        // One more chain, if an operator wanted it.
+        let unit = other.segments[0].chains[0].pop();
+        other.segments[0].chains.push(unit.into_iter().collect());
+        assert!(good.check(Some(&other), &Policy::default()).is_err());
+        let grown = Policy {
+            chains: vec![vec!["unit-3".into()]],
+            ..Policy::default()
+        };
+        assert_eq!(good.check(Some(&other), &grown), Ok(()));
     }
 
     #[test]
     fn impossible_plans_are_refused() {
-        assert_eq!(plan(&[]).check(None), Err(PlanError::NoUnits));
-        assert_eq!(plan(&[&["a"], &[]]).check(None), Err(PlanError::NoUnits));
+        assert_eq!(
+            plan(&[]).check(None, &Policy::default()),
+            Err(PlanError::NoUnits)
+        );
+        assert_eq!(
+            plan(&[&["a"], &[]]).check(None, &Policy::default()),
+            Err(PlanError::NoUnits)
+        );
         let doubled = plan(&[&["a"]]).with_spare_sequencers(vec!["sequencer-1".into()]);
-        let error = doubled.check(None).unwrap_err().to_string();
+        let error = doubled
+            .check(None, &Policy::default())
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains("names sequencer-1 twice as a sequencer"),
             "{error}"
         );
         let name = "a".into();
         let twice = plan(&[&["a"], &["b", "a"]]);
-        assert_eq!(twice.check(None), Err(PlanError::Twice { name }));
+        assert_eq!(
+            twice.check(None, &Policy::default()),
+            Err(PlanError::Twice { name })
+        );
     }
 }

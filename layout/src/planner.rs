@@ -12,6 +12,7 @@ use milonga_protocol::{
 use crate::algebra::{self, Change};
 use crate::history::History;
 use crate::plan::ClusterPlan;
+use crate::policy;
 
 /// Why a unit may not take part, with the way out; `None` if it may (rules 10, 15, 28).
 pub(crate) fn objection(history: &History, name: &ServerName, unit: &UnitHello) -> Option<String> {
@@ -22,9 +23,12 @@ pub(crate) fn objection(history: &History, name: &ServerName, unit: &UnitHello) 
     let Some(listed) = listed else {
         return new_unit(layout, name, unit);
     };
+    if unit.id != listed.id && may_be_new(history, layout, name, unit) {
+        return new_unit(layout, name, unit);
+    }
     if unit.id != listed.id && unit.empty {
         return Some(format!(
-            "{name} came with an empty directory, but this cluster keeps data on it (unit {}); give it back its directory (replacing a unit is not supported yet)",
+            "{name} came with an empty directory, but this cluster keeps data on it (unit {}); give it back its directory, or, if that is lost and its chain goes on without it, `milonga cluster add-unit {name}`",
             listed.id
         ));
     }
@@ -41,6 +45,13 @@ pub(crate) fn objection(history: &History, name: &ServerName, unit: &UnitHello) 
         ));
     }
     lost_past(history, name, unit)
+}
+
+/// Whether an operator has added `name` with another directory than the one that was listed under that name, and that one
+/// is in no chain any more.
+fn may_be_new(history: &History, layout: &Layout, name: &ServerName, unit: &UnitHello) -> bool {
+    let added = history.policy().added.get(name);
+    added.is_some_and(|added| added.id == unit.id) && policy::member(layout, name).is_none()
 }
 
 /// A spare that no layout has named yet.
@@ -74,7 +85,7 @@ fn lost_past(history: &History, name: &ServerName, unit: &UnitHello) -> Option<S
     let opened = history.opened(unit.id).unwrap_or_default();
     if unit.persisted < opened {
         return Some(format!(
-            "{name} has lost its past: it confirmed epoch {opened} and comes back with epoch {} (a restored backup?); give it back its newest directory (replacing a unit is not supported yet)",
+            "{name} has lost its past: it confirmed epoch {opened} and comes back with epoch {} (a restored backup?); give it back its newest directory, or start it with an empty one and `milonga cluster add-unit {name}`",
             unit.persisted
         ));
     }
@@ -186,6 +197,7 @@ pub(crate) fn next_layout(
         gone: gone.collect(),
         copied: seen.copied.clone(),
         joins,
+        replaces: replaces(history, &units, seen),
     };
     Layout {
         epoch,
@@ -196,6 +208,23 @@ pub(crate) fn next_layout(
         sequencer: seen.sequencer.clone(),
         ..old.clone()
     }
+}
+
+/// Who takes whose place, of those that take part in the next epoch.
+fn replaces(
+    history: &History,
+    units: &[UnitRef],
+    seen: &Observations,
+) -> Vec<(UnitIndex, UnitIndex)> {
+    let index = |name: &ServerName| {
+        let at = units.iter().position(|unit| unit.name == *name)?;
+        let index = u16::try_from(at).map(UnitIndex).ok()?;
+        let joins = seen.joins.iter().any(|join| join.name == *name);
+        (joins || seen.reports.contains_key(&index)).then_some(index)
+    };
+    let retired = history.policy().retired.iter();
+    let pairs = retired.filter_map(|(old, new)| Some((index(old)?, index(new.as_ref()?)?)));
+    pairs.collect()
 }
 
 /// The list of units with those that join, and where each of them enters.
@@ -308,7 +337,7 @@ mod tests {
                 history.apply(&StoreChange::Intent { epoch }).unwrap();
                 history.apply(&StoreChange::Commit { parent, layout: layout.clone() }).unwrap();
                 prop_assert_eq!(layout.segments.len(), 1);
-                prop_assert_eq!(plan.check(Some(&layout)), Ok(()));
+                prop_assert_eq!(plan.check(Some(&layout), history.policy()), Ok(()));
             }
         }
     }

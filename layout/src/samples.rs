@@ -1,12 +1,15 @@
 //! Layouts for tests.
 
+use std::collections::BTreeMap;
+
 use milonga_protocol::layout::SequencerRef;
 use milonga_protocol::{
-    ClusterId, Epoch, Incarnation, Layout, Limits, Position, Redundancy, Segment, UnitId,
-    UnitIndex, UnitRef,
+    ClusterId, Epoch, Incarnation, Layout, Limits, Position, Redundancy, Segment, ServerName,
+    UnitId, UnitIndex, UnitRef,
 };
 
 use crate::history::History;
+use crate::policy::{Added, Policy};
 
 /// A layout of two chains of two units that continues `history`.
 pub(crate) fn layout(epoch: u64, start: u64, history: &History) -> Layout {
@@ -43,5 +46,27 @@ pub(crate) fn layout(epoch: u64, start: u64, history: &History) -> Layout {
             incarnation: Incarnation(5),
         },
         limits,
+    }
+}
+
+/// A unit that was added by command.
+pub(crate) fn added(name: &str, id: u128, home: Option<u16>) -> BTreeMap<ServerName, Added> {
+    let id = UnitId(id);
+    [(name.into(), Added { id, home })].into()
+}
+
+/// Some decisions of operators.
+pub(crate) fn policy() -> Policy {
+    let mut all = added("unit-3a", 9, Some(2));
+    all.extend(added("unit-4", 10, None));
+    all.extend(added("unit-5", 11, Some(0)));
+    Policy {
+        added: all,
+        retired: [
+            ("unit-1b".into(), Some("unit-5".into())),
+            ("unit-9".into(), None),
+        ]
+        .into(),
+        chains: vec![vec!["unit-3a".into()]],
     }
 }

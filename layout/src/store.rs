@@ -30,6 +30,7 @@ const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("milonga_lay
 pub(crate) const HEADER: &str = "header";
 const INTENT: &str = "intent";
 const GIVEN_UP: &str = "given up";
+const POLICY: &str = "policy";
 /// Epoch to its layout; the last one is the current one.
 const LAYOUTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("layouts");
 /// Epoch to its start: read whole at each open, unlike the layouts.
@@ -246,6 +247,7 @@ impl File<'_> {
             header: value(HEADER)?.unwrap_or_default(),
             intent: value(INTENT)?,
             given_up: value(GIVEN_UP)?,
+            policy: value(POLICY)?,
             ..Records::default()
         };
         if let Some(entry) = read.open_table(LAYOUTS)?.last()? {
@@ -269,6 +271,8 @@ impl File<'_> {
         let intent = records.intent.as_deref().map(records::decode_intent);
         let layout = records.layout.as_deref().map(records::decode_layout);
         let given_up = records.given_up.as_deref().map(records::decode_given_up);
+        let policy = records.policy.as_deref().map(records::decode_policy);
+        let policy = policy.transpose().map_err(|why| self.damaged(why))?;
         let history = History {
             cluster: header.cluster,
             current: layout.transpose().map_err(|why| self.damaged(why))?,
@@ -277,6 +281,7 @@ impl File<'_> {
             opened: records.opened.into_iter().collect(),
             given_up: given_up.transpose().map_err(|why| self.damaged(why))?,
             settled: Epoch::NONE,
+            policy: policy.unwrap_or_default(),
         };
         history.check().map_err(|why| self.damaged(why))?;
         Ok(history)
@@ -306,14 +311,14 @@ impl File<'_> {
             StoreChange::GivenUp { .. } => {
                 if let Some(range) = next.given_up {
                     let record = records::encode_given_up(range);
-                    let mut meta = write.open_table(META)?;
-                    let header = Header::new(next.cluster).encode();
-                    meta.insert(HEADER, header.as_slice())?;
-                    meta.insert(GIVEN_UP, record.as_slice())?;
+                    write_fact(&write, next, GIVEN_UP, &record)?;
                 }
             }
             // Not kept: whoever starts from this store makes another epoch.
             StoreChange::Settled { .. } => {}
+            StoreChange::Policy { policy } => {
+                write_fact(&write, next, POLICY, &records::encode_policy(policy))?;
+            }
         }
         write.commit()?;
         Ok(())
@@ -341,6 +346,20 @@ impl File<'_> {
         let path = self.path.to_path_buf();
         StoreError::Damaged { path, why }
     }
+}
+
+/// Writes a record that older builds do not know: the header says so.
+fn write_fact(
+    write: &redb::WriteTransaction,
+    next: &History,
+    key: &str,
+    record: &[u8],
+) -> Result<(), redb::Error> {
+    let mut meta = write.open_table(META)?;
+    let header = Header::new(next.cluster).encode();
+    meta.insert(HEADER, header.as_slice())?;
+    meta.insert(key, record)?;
+    Ok(())
 }
 
 /// The header in `table` of a file. `None`: the file is new. `Some(Err)`: how it shows that it is something else; `foreign`
@@ -373,6 +392,7 @@ struct Records {
     header: Vec<u8>,
     intent: Option<Vec<u8>>,
     given_up: Option<Vec<u8>>,
+    policy: Option<Vec<u8>>,
     layout: Option<Vec<u8>>,
     starts: Vec<(Epoch, Position)>,
     opened: Vec<(UnitId, Epoch)>,

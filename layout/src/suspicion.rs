@@ -186,7 +186,23 @@ impl LayoutCore {
             .iter()
             .map(|unit| self.unit_gone_at(self.unit_name(*unit)));
         let gone_at = gone_at.max().unwrap_or_default();
-        Some((members.difference(&absent).copied().collect(), gone_at))
+        let gone = self.with_leavers(absent);
+        Some((members.difference(&gone).copied().collect(), gone_at))
+    }
+
+    /// Those that are gone, and those that an operator wants to leave, as far as their chains can do without them now.
+    pub(crate) fn with_leavers(&self, mut gone: BTreeSet<UnitIndex>) -> BTreeSet<UnitIndex> {
+        let Some(layout) = self.history.current() else {
+            return gone;
+        };
+        for unit in self.history.policy().leavers(layout) {
+            let mut more = gone.clone();
+            more.insert(unit);
+            if algebra::can_do_without(layout, &more) {
+                gone = more;
+            }
+        }
+        gone
     }
 
     /// Whether a reconfiguration that is not committed waits for a unit that is gone, while others, who came back since it

@@ -14,6 +14,7 @@
 //!
 //! Start with [`log`]: it is the contract that clients implement and objects use.
 
+pub mod change;
 mod codec;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;

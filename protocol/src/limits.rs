@@ -18,6 +18,10 @@ pub const ITEMS_PER_MESSAGE: usize = 4_096;
 pub const STREAM_TAILS_PER_PAGE: usize = 50_000;
 /// Most recent epochs whose starts a layout lists, for clients that settle old tokens.
 pub const STARTS_IN_LAYOUT: usize = 256;
+/// Most epochs whose starts one answer about the history lists.
+pub const STARTS_PER_PAGE: usize = 1_000;
+/// Most units that one chain may be made of by command.
+pub const UNITS_PER_NEW_CHAIN: usize = 16;
 /// Longest time a server holds a waiting request before it answers anyway.
 pub const LONGEST_WAIT_MS: u32 = 2_000;
 

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
+use crate::change::{ChangeReport, ClusterChange, HistoryReport};
 use crate::entry::{BackPointers, EncodedEntry, StreamLink};
 use crate::frame::Message;
 use crate::ids::{ClusterId, Epoch, Incarnation, Position, ServerName, StreamId, UnitId};
@@ -123,6 +124,12 @@ pub enum Refusal {
     NotLeader {
         /// Who does, as far as is known, and where.
         leader: Option<(ServerName, String)>,
+    },
+    /// An operator's wish that cannot be granted as things are.
+    #[error("{why}")]
+    Declined {
+        /// What stands against it, and what to do.
+        why: String,
     },
 }
 
@@ -583,6 +590,18 @@ pub enum LayoutRequest {
         /// End, exclusive; at most the start of the current epoch.
         to: Position,
     },
+    /// An operator wants the cluster to be otherwise. Asked again, it goes on where it stands.
+    Change {
+        /// How.
+        change: ClusterChange,
+        /// Only say what would be done.
+        dry_run: bool,
+    },
+    /// Epochs after this one with their starts, at most [`crate::limits::STARTS_PER_PAGE`], and the newest layout.
+    History {
+        /// 0: from the first one.
+        after: Epoch,
+    },
 }
 
 /// What a server process is.
@@ -631,6 +650,10 @@ pub enum LayoutResponse {
     },
     /// To `Hello`, `ReportSealed` and `GiveUp`.
     Heard,
+    /// To `Change`.
+    Change(ChangeReport),
+    /// To `History`.
+    History(HistoryReport),
 }
 
 // ------------------------------------------------------------------------------------------------ status

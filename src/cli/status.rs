@@ -115,7 +115,7 @@ async fn cluster(config: &ClientConfig) -> Result<Status, Failure> {
                 published = Some(newest.unwrap_or(found));
             }
             Ok(LayoutResponse::Waiting { why }) => waiting = Some(why),
-            Ok(LayoutResponse::Heard) => {}
+            Ok(_) => {}
             Err(why) => {
                 silent.push(Server::silent(&server.name, &server.address, &why));
                 waiting = Some(why);

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Entry, LogId, Member, MemberId, Membership, SnapshotMeta, StoredMembership, Vote};
 use crate::history::{History, StoreChange};
+use crate::policy::Policy;
 
 /// Version of the records.
 pub(super) const RECORD_VERSION: u16 = 1;
@@ -201,6 +202,7 @@ struct HistoryRecord {
     opened: BTreeMap<UnitId, Epoch>,
     settled: Epoch,
     given_up: Option<(Position, Position)>,
+    policy: Policy,
 }
 
 pub(super) fn encode_history(history: &History) -> Vec<u8> {
@@ -212,6 +214,7 @@ pub(super) fn encode_history(history: &History) -> Vec<u8> {
         opened,
         settled,
         given_up,
+        policy,
     } = history.clone();
     encode(&HistoryRecord {
         cluster,
@@ -221,6 +224,7 @@ pub(super) fn encode_history(history: &History) -> Vec<u8> {
         opened,
         settled,
         given_up,
+        policy,
     })
 }
 
@@ -235,6 +239,7 @@ pub(super) fn decode_history(bytes: &[u8]) -> Result<History, String> {
         opened: record.opened,
         settled: record.settled,
         given_up: record.given_up,
+        policy: record.policy,
     };
     history.check()?;
     Ok(history)

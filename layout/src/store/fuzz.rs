@@ -2,7 +2,10 @@
 
 use milonga_protocol::Layout;
 
-use super::records::{Header, decode_intent, decode_layout, encode_intent, encode_layout};
+use super::records::{
+    Header, decode_intent, decode_layout, decode_policy, encode_intent, encode_layout,
+    encode_policy,
+};
 use crate::history::History;
 
 pub(crate) fn records(bytes: &[u8]) -> Option<Layout> {
@@ -14,6 +17,9 @@ pub(crate) fn records(bytes: &[u8]) -> Option<Layout> {
     if let Ok(intent) = decode_intent(bytes) {
         // An older version is read, and written anew as the newest.
         assert_eq!(decode_intent(&encode_intent(intent)), Ok(intent));
+    }
+    if let Ok(policy) = decode_policy(bytes) {
+        assert_eq!(decode_policy(&encode_policy(&policy)), Ok(policy));
     }
     let layout = decode_layout(bytes).ok()?;
     assert_eq!(decode_layout(&encode_layout(&layout)).as_ref(), Ok(&layout));

@@ -3,12 +3,13 @@
 //! ```text
 //! header  "MLGL", version u16, 1 and cluster u128, or 0     (little-endian)
 //! layout  version u16, postcard of the layout                intent  version u16, epoch u64
-//! given up  version u16, from u64, to u64
+//! given up  version u16, from u64, to u64                    policy  version u16, postcard of what operators decided
 //! ```
 
 use milonga_protocol::{ClusterId, Epoch, Layout, Position};
 
 use super::{OLDEST_VERSION, STORE_VERSION, version_1};
+use crate::policy::Policy;
 
 const MAGIC: [u8; 4] = *b"MLGL";
 
@@ -106,6 +107,18 @@ pub(super) fn decode_given_up(bytes: &[u8]) -> Result<(Position, Position), Stri
     Ok((from, to))
 }
 
+pub(super) fn encode_policy(policy: &Policy) -> Vec<u8> {
+    let mut bytes = STORE_VERSION.to_le_bytes().to_vec();
+    bytes.extend_from_slice(&milonga_protocol::messages::encode(policy));
+    bytes
+}
+
+pub(super) fn decode_policy(bytes: &[u8]) -> Result<Policy, String> {
+    let (_, rest) = known_version(bytes)?;
+    let policy = milonga_protocol::messages::decode("policy", rest);
+    policy.map_err(|error| error.to_string())
+}
+
 fn known_version(bytes: &[u8]) -> Result<(u16, &[u8]), String> {
     match take_version(bytes)? {
         (version @ OLDEST_VERSION..=STORE_VERSION, rest) => Ok((version, rest)),
@@ -194,12 +207,14 @@ mod tests {
     fn records_of_version_3_are_read_and_written_alike() {
         let history = history();
         let given_up = (Position(7), Position(70_000));
-        let cases: [(&str, Vec<u8>); 5] = [
+        let policy = samples::policy();
+        let cases: [(&str, Vec<u8>); 6] = [
             ("given-up", encode_given_up(given_up)),
             ("header-new", Header::new(None).encode()),
             ("header", Header::new(history.cluster).encode()),
             ("intent", encode_intent(Epoch(3))),
             ("layout", encode_layout(history.current().unwrap())),
+            ("policy", encode_policy(&policy)),
         ];
         for (name, bytes) in &cases {
             let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
@@ -211,6 +226,7 @@ mod tests {
         );
         assert_eq!(decode_intent(&golden("intent: ")), Ok(Epoch(3)));
         assert_eq!(decode_given_up(&golden("given-up: ")), Ok(given_up));
+        assert_eq!(decode_policy(&golden("policy: ")), Ok(policy));
         assert_eq!(
             decode_layout(&golden("layout: ")).as_ref(),
             Ok(history.current().unwrap())

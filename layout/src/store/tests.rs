@@ -1,4 +1,5 @@
 use super::*;
+use crate::policy::Added;
 use crate::samples;
 
 fn commit(store: &mut LayoutStore, epoch: u64, start: u64) {
@@ -30,6 +31,11 @@ fn what_was_applied_is_there_after_reopening() {
             let epoch = Epoch(epoch);
             let units = vec![UnitId(1), UnitId(u128::from(epoch.0))];
             store.apply(&StoreChange::Opened { epoch, units }).unwrap();
+            let mut policy = samples::policy();
+            let (id, home) = (UnitId(u128::from(epoch.0) + 99), None);
+            let name = format!("unit-{epoch}0").as_str().into();
+            policy.added.insert(name, Added { id, home });
+            store.apply(&StoreChange::Policy { policy }).unwrap();
         }
         assert_eq!(store.history(), memory.history());
         drop(store);

@@ -20,6 +20,7 @@ use crate::{
 };
 
 pub(super) const SEQUENCER: &str = "sequencer-1";
+pub(super) const SECOND_SEQUENCER: &str = "sequencer-2";
 
 /// SplitMix64.
 pub(super) struct Dice(pub(super) u64);
@@ -55,7 +56,7 @@ pub(super) struct World {
     pub(super) store: LayoutStore,
     pub(super) units: BTreeMap<ServerName, Unit>,
     pub(super) runs: BTreeMap<ServerName, u128>,
-    pub(super) sequencer: Sequencer,
+    pub(super) sequencers: BTreeMap<ServerName, Sequencer>,
     /// Servers that do not answer and say nothing.
     pub(super) down: Vec<ServerName>,
     /// Servers that say hello and do not answer.
@@ -92,7 +93,7 @@ impl World {
                 .map(|(id, name)| (name.clone(), Unit::new(id)))
                 .collect(),
             runs: names.iter().map(|name| (name.clone(), 1)).collect(),
-            sequencer: Sequencer::new(Incarnation(1)),
+            sequencers: [(SEQUENCER.into(), Sequencer::new(Incarnation(1)))].into(),
             down: Vec::new(),
             deaf: Vec::new(),
             loss: 0,
@@ -114,14 +115,40 @@ impl World {
         world
     }
 
-    /// Another unit, in no chain.
-    pub(super) fn add_spare(&mut self, name: &str) {
+    /// Another unit, that no configuration names.
+    pub(super) fn add_stranger(&mut self, name: &str) {
         let name = ServerName::new(name);
         let id = self.units.len() as u128 + 1;
         self.units.insert(name.clone(), Unit::new(id));
         self.runs.insert(name.clone(), 1);
-        self.plan.spare_units.push(name.clone());
         self.push(0, Event::Beat(name));
+    }
+
+    /// The unit comes back with an empty directory.
+    pub(super) fn replace_disk(&mut self, name: &str) {
+        let name = ServerName::new(name);
+        let id = 1_000 + u128::from(self.dice.below(1_000_000));
+        self.units.insert(name.clone(), Unit::new(id));
+        self.restart(&name);
+    }
+
+    /// Another process that can be the sequencer.
+    pub(super) fn add_sequencer(&mut self) {
+        let name = ServerName::new(SECOND_SEQUENCER);
+        let sequencer = Sequencer::new(Incarnation(1));
+        self.sequencers.insert(name.clone(), sequencer);
+        self.runs.insert(name.clone(), 1);
+        self.plan.spare_sequencers.push(name.clone());
+        self.push(0, Event::Beat(name));
+        self.crash_core();
+        self.start_core();
+        self.run_for(1_000);
+    }
+
+    /// Another unit, in no chain.
+    pub(super) fn add_spare(&mut self, name: &str) {
+        self.add_stranger(name);
+        self.plan.spare_units.push(name.into());
         self.crash_core();
         self.start_core();
         self.run_for(1_000);
@@ -174,7 +201,8 @@ impl World {
         if let Some(unit) = self.units.get_mut(name) {
             unit.restart();
         } else {
-            self.sequencer = Sequencer::new(Incarnation(*run));
+            let sequencer = Sequencer::new(Incarnation(*run));
+            self.sequencers.insert(name.clone(), sequencer);
         }
         self.hello(name);
     }
@@ -193,7 +221,7 @@ impl World {
             address: format!("{name}:1"),
             incarnation: Incarnation(self.runs[name]),
             unit: self.units.get(name).map(Unit::hello),
-            sequencer: name.as_str() == SEQUENCER,
+            sequencer: self.sequencers.contains_key(name),
         };
         let delay = 50 + self.dice.below(3_000);
         if !self.dice.one_in(self.loss) {
@@ -329,14 +357,30 @@ impl World {
                 let unit = self.units.get_mut(to).expect("a unit");
                 unit.serve(request, body)
             }
-            Request::Sequencer(request) => (self.ask_sequencer(request), Bytes::new()),
+            Request::Sequencer(request) => (self.ask_the(to, request), Bytes::new()),
             other => panic!("the layout never sends {other:?}"),
         }
     }
 
+    /// The sequencer of the newest layout.
     pub(super) fn ask_sequencer(&mut self, request: SequencerRequest) -> Response {
-        self.sequencer.handle(self.now, CallId(1), request);
-        self.sequencer.poll_reply().expect("answered at once").1
+        let history = self.store.history();
+        let name = history.current().map(|l| l.sequencer.name.clone());
+        self.ask_the(&name.unwrap_or_else(|| SEQUENCER.into()), request)
+    }
+
+    fn ask_the(&mut self, name: &ServerName, request: SequencerRequest) -> Response {
+        let sequencer = self.sequencers.get_mut(name).expect("a sequencer");
+        sequencer.handle(self.now, CallId(1), request);
+        sequencer.poll_reply().expect("answered at once").1
+    }
+
+    /// Somebody asks the layout server, if there is one.
+    pub(super) fn ask(&mut self, call: CallId, request: LayoutRequest) {
+        if let Some(core) = &mut self.core {
+            core.handle(self.now, call, request);
+            self.carry_out();
+        }
     }
 
     // ------------------------------------------------------------------------------------------- client
@@ -357,11 +401,12 @@ impl World {
             return;
         };
         let (epoch, stream) = (layout.epoch, StreamId(self.dice.below(6)));
-        if self.down.contains(&SEQUENCER.into()) {
+        let sequencer = layout.sequencer.name.clone();
+        if self.down.contains(&sequencer) {
             return;
         }
         let wants = vec![vec![stream]];
-        let response = self.ask_sequencer(SequencerRequest::Tokens { epoch, wants });
+        let response = self.ask_the(&sequencer, SequencerRequest::Tokens { epoch, wants });
         let Response::Sequencer(SequencerResponse::Tokens(mut tokens)) = response else {
             return self.met(epoch, &response);
         };
@@ -514,6 +559,26 @@ impl World {
             "it does not rest: {facts:?} then {state:?}"
         );
         assert!(self.is_served() || self.is_stuck());
+    }
+
+    /// However many units and chains operators want: it comes to rest, and everything acknowledged is there.
+    pub(super) fn settle_and_check(&mut self) {
+        let rests = |world: &Self| {
+            let core = world.core.as_ref().filter(|core| core.is_idle());
+            let layout = core.and_then(LayoutCore::published_layout);
+            let joins = |p: Published| p.layout.segments.iter().any(|s| !s.joining.is_empty());
+            layout.is_some_and(|published| !joins(published))
+        };
+        for _ in 0..400 {
+            self.run_for(100);
+            if rests(self) {
+                break;
+            }
+        }
+        let facts = self.core().facts();
+        assert!(rests(self), "it does not rest: {facts:?}");
+        self.check_units();
+        self.check_streams();
     }
 
     fn check_units(&mut self) {

@@ -148,6 +148,7 @@ impl Agenda {
                     self.paused.insert(index, id);
                 }
             }
+            FaultKind::Operator(wish) => stage.cluster.operate(wish, lasts),
             other => stage.switch(&other, Some(over)),
         }
         self.add(over, Due::End(index));

@@ -4,11 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use milonga_layout::ClusterPlan;
 use milonga_node::{LayoutPlan, ServerPlan, ServerProcess, UnitSettings};
-use milonga_protocol::messages::Lease;
+use milonga_protocol::change::{ChangeStage, ClusterChange};
+use milonga_protocol::messages::{
+    LayoutRequest, LayoutResponse, Lease, Refusal, Request, Response,
+};
 use milonga_protocol::{Incarnation, Limits, ServerName, SharedEnv};
-use milonga_transport::{Identity, Peer, Role};
+use milonga_transport::{Identity, Peer, Role, SharedNetwork};
 
 use crate::world::disk::{End, WorldDisk, WorldMachine, WorldStore};
 use crate::world::executor::{Executor, ProcessId};
@@ -165,6 +169,38 @@ impl Cluster {
             .push(Observed::Killed(self.executor.now(), name.clone()));
     }
 
+    /// An operator asks the layout for a change until it is done, cannot be, or the time is over.
+    pub(crate) fn operate(&mut self, change: ClusterChange, lasts: Duration) {
+        let name = ServerName::new("operator");
+        let process = new_process(&self.executor, self.seed, &name, &mut self.rng);
+        let env = self.executor.env(process);
+        let identity = Identity::new(name.clone(), Incarnation(env.random_id()));
+        let plug = Plug {
+            executor: &self.executor,
+            network: &self.network,
+            journal: &self.journal,
+            process,
+            env: &env,
+            name: &name,
+        };
+        let network = self.line.network(&plug, Role::Client, &identity);
+        let layout = self.layout_servers();
+        let until = env.now().after(lasts);
+        let asks = async move {
+            while env.now() < until {
+                for server in &layout {
+                    if is_decided(&env, &network, server, &change).await {
+                        return;
+                    }
+                }
+                env.sleep(Duration::from_millis(300)).await;
+            }
+        };
+        self.executor
+            .spawn(process, "operator", Box::pin(asks))
+            .detach();
+    }
+
     /// Restarts the servers whose start failed, as whoever supervises them would, and says why they had.
     pub fn restart_failed(&mut self) -> Vec<(ServerName, String)> {
         let failures = Arc::clone(&self.failed);
@@ -179,6 +215,25 @@ impl Cluster {
             }
         }
         said
+    }
+}
+
+/// Asks once; whether asking again is in vain.
+async fn is_decided(
+    env: &SharedEnv,
+    network: &SharedNetwork,
+    server: &Peer,
+    change: &ClusterChange,
+) -> bool {
+    let (change, dry_run) = (change.clone(), false);
+    let request = Request::Layout(LayoutRequest::Change { change, dry_run });
+    let deadline = env.now().after(Duration::from_secs(1));
+    let answer = network.call(server, request.into_message(Bytes::new()), deadline);
+    let answer = answer.await.ok();
+    match answer.and_then(|message| Response::decode(&message).ok()) {
+        Some(Response::Layout(LayoutResponse::Change(report))) => report.stage == ChangeStage::Done,
+        Some(Response::Refused(refusal)) => matches!(refusal, Refusal::Declined { .. }),
+        _ => false,
     }
 }
 

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use milonga_protocol::change::ClusterChange;
+
 use crate::world::disk::{DiskPlan, End};
 use crate::world::executor::Order;
 use crate::world::network::NetworkPlan;
@@ -120,6 +122,8 @@ pub enum FaultKind {
     Misdirected(usize, u64, u64),
     /// A clock jumps forward by so many milliseconds and runs at so many millionths until the fault is over.
     Clock(usize, u64, u64),
+    /// An operator wants the cluster to be otherwise, and asks for it until that is so or the fault is over.
+    Operator(ClusterChange),
 }
 
 impl FaultKind {
@@ -158,6 +162,7 @@ impl FaultKind {
             Self::BitRot(_) => "bit rot",
             Self::Misdirected(..) => "misdirected write",
             Self::Clock(..) => "clock",
+            Self::Operator(_) => "operator",
         }
     }
 }
@@ -220,15 +225,23 @@ impl Plan {
             shape.layouts = *Rng::new(seed, "layouts").pick(&[1, 3]);
         }
         let safety = Moment(rng.between(15, 60) * SECOND);
-        let faults = Faults::new(rng, &shape, safety).draw();
+        let mut faults = Faults::new(rng, &shape, safety).draw();
         // One replica that is damaged while it is alone loses what nobody can bring back.
         if faults.iter().any(|fault| fault.kind.is_damage()) {
             shape.min_replicas = 2;
         }
+        let workload = rng.index(1 << 20);
+        let pace = Duration::from_millis(*rng.pick(&[20, 100, 300]));
+        let quic = rng.happens(70_000);
+        // An operator who takes away the replica that is whole loses what the other one lost.
+        if !quic && !faults.iter().any(|fault| fault.kind.is_damage()) {
+            faults.extend(draw_wishes(&mut Rng::new(seed, "operator"), &shape, safety));
+            faults.sort_by_key(|fault| fault.at);
+        }
         Self {
-            workload: rng.index(1 << 20),
-            pace: Duration::from_millis(*rng.pick(&[20, 100, 300])),
-            quic: rng.happens(70_000),
+            workload,
+            pace,
+            quic,
             order: *rng.pick(&[Order::Random, Order::Random, Order::Fifo, Order::Lifo]),
             lateness: Duration::from_micros(*rng.pick(&[0, 1, 50, 1_000])),
             network: draw_network(rng),
@@ -258,6 +271,50 @@ impl Plan {
         self.safety = Moment(once.0.0 * times);
         self.pace = Duration::from_millis(5);
     }
+}
+
+/// What operators want in one world of three.
+fn draw_wishes(rng: &mut Rng, shape: &Shape, safety: Moment) -> Vec<Fault> {
+    let mut wishes = Vec::new();
+    if !rng.happens(330_000) {
+        return wishes;
+    }
+    for _ in 0..rng.between(1, 4) {
+        if let Some(wish) = draw_wish(rng, shape) {
+            wishes.push(Fault {
+                at: Moment(rng.below(safety.0)),
+                lasts: Duration::from_nanos(rng.between(SECOND, 20 * SECOND)),
+                kind: FaultKind::Operator(wish),
+            });
+        }
+    }
+    wishes
+}
+
+fn draw_wish(rng: &mut Rng, shape: &Shape) -> Option<ClusterChange> {
+    let chains = shape.chain_names();
+    let units: Vec<String> = chains.into_iter().flatten().collect();
+    let unit = rng.pick(&units).as_str().into();
+    let spares: Vec<String> = shape.spare_names().collect();
+    let spare = spares.first().map(|spare| spare.as_str().into());
+    Some(match rng.below(5) {
+        0 if shape.spare_sequencer => {
+            let to = *rng.pick(&["sequencer-1", "sequencer-2"]);
+            ClusterChange::MoveSequencer { to: to.into() }
+        }
+        1 => ClusterChange::RemoveUnit { name: unit },
+        2 => ClusterChange::AddUnit {
+            name: unit,
+            chain: None,
+        },
+        3 => ClusterChange::AddChain {
+            units: vec![spare?],
+        },
+        _ => ClusterChange::ReplaceUnit {
+            old: unit,
+            new: spare?,
+        },
+    })
 }
 
 fn draw_shape(rng: &mut Rng) -> Shape {

@@ -42,6 +42,7 @@ fn records_of_version_1_are_read_and_written_alike() {
     check("history-new", &encode_history(&history));
     history.apply(&intent(1)).unwrap();
     let membership = Membership::new(vec![[MemberId(1)].into()], members(1));
+    let policy = samples::policy();
     let payloads = [
         ("blank", EntryPayload::Blank),
         ("intent", EntryPayload::Normal(intent(9))),
@@ -51,6 +52,10 @@ fn records_of_version_1_are_read_and_written_alike() {
             EntryPayload::Normal(StoreChange::Settled { epoch: Epoch(9) }),
         ),
         ("membership", EntryPayload::Membership(membership.clone())),
+        (
+            "policy",
+            EntryPayload::Normal(StoreChange::Policy { policy }),
+        ),
     ];
     for (name, payload) in payloads {
         let log_id = log_id(7);
@@ -90,6 +95,8 @@ fn a_history_survives_its_encoding() {
         history.apply(&next).unwrap();
         let (from, to) = (Position(epoch), Position(epoch * 10));
         history.apply(&StoreChange::GivenUp { from, to }).unwrap();
+        let policy = samples::policy();
+        history.apply(&StoreChange::Policy { policy }).unwrap();
         assert_eq!(
             decode_history(&encode_history(&history)),
             Ok(history.clone())

@@ -235,6 +235,13 @@ impl Wire {
         all.joining.is_empty() && all.chains.iter().all(full)
     }
 
+    /// Whether nobody is being given what a chain holds.
+    #[must_use]
+    pub fn is_at_rest(&self) -> bool {
+        let newest = self.layouts.values().next_back();
+        newest.is_some_and(|layout| layout.segments.iter().all(|s| s.joining.is_empty()))
+    }
+
     /// Where `server` stands in the chain of `position` in `epoch`, and how long that is.
     #[must_use]
     pub fn place(

@@ -1,0 +1,101 @@
+//! Growth and care by command: what an operator may ask of the layout, and what it answers.
+//!
+//! A change says what is to be, not what is to be done: asked again, it goes on where it stands, and says so. So whoever
+//! lost the answer, or the layout's leader, asks again.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Epoch, Position, ServerName};
+use crate::layout::Layout;
+
+/// What an operator wants.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum ClusterChange {
+    /// Another process is to be the sequencer.
+    MoveSequencer {
+        /// Configured as a sequencer, or as a spare for it.
+        to: ServerName,
+    },
+    /// A unit may take places in chains.
+    AddUnit {
+        /// Its process, started with an empty directory.
+        name: ServerName,
+        /// The chain it belongs to, from 0; `None`: any.
+        chain: Option<u16>,
+    },
+    /// A unit leaves all chains, for good.
+    RemoveUnit {
+        /// Its process.
+        name: ServerName,
+    },
+    /// A unit takes the place of another, which serves until it has everything.
+    ReplaceUnit {
+        /// Who leaves.
+        old: ServerName,
+        /// Who comes.
+        new: ServerName,
+    },
+    /// What is appended from now on is spread over one more chain.
+    AddChain {
+        /// Its units, head first, all with empty directories.
+        units: Vec<ServerName>,
+    },
+}
+
+/// How far a change is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ChangeStage {
+    /// Only asked about: nothing was changed.
+    Planned,
+    /// Decided, and going on.
+    UnderWay,
+    /// It is as it was asked for.
+    Done,
+}
+
+/// What becomes, or would become, of a change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeReport {
+    /// How far it is.
+    pub stage: ChangeStage,
+    /// The current epoch.
+    pub epoch: Epoch,
+    /// What is left to be done, in words and in order.
+    pub steps: Vec<String>,
+    /// Units that come into a chain.
+    pub joins: Vec<ServerName>,
+    /// Units that leave their chains.
+    pub leaves: Vec<ServerName>,
+    /// The sequencer when all is done.
+    pub sequencer: ServerName,
+    /// The chains of what is appended when all is done, each head first.
+    pub chains: Vec<Vec<ServerName>>,
+    /// What is being copied.
+    pub copying: Vec<CopyReport>,
+}
+
+/// What a unit is being given.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyReport {
+    /// The unit.
+    pub unit: ServerName,
+    /// Entries it was given.
+    pub entries: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// In this pass it has everything below.
+    pub below: Position,
+    /// End of what is copied.
+    pub end: Position,
+}
+
+/// A part of the history of layouts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryReport {
+    /// Epochs with their starts, oldest first.
+    pub starts: Vec<(Epoch, Position)>,
+    /// Whether there are later ones.
+    pub more: bool,
+    /// The newest layout; `None` before the first.
+    pub current: Option<Layout>,
+}

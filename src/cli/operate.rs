@@ -1,0 +1,242 @@
+//! `milonga cluster …`: growth and care by command. The layout does the work; this asks, and shows how far it is.
+
+mod asking;
+mod text;
+
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use milonga_protocol::change::{ChangeReport, ChangeStage, ClusterChange, CopyReport};
+use milonga_protocol::{Epoch, Position};
+use serde_json::json;
+
+use super::output::{self, Failure};
+use super::{Place, Target, serve, status};
+use crate::ClientConfig;
+use asking::{Asking, Unanswered};
+
+/// How often the layout is asked how far it is.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ClusterCommand {
+    /// Show who serves what; the same as `milonga status`.
+    Status(status::StatusCommand),
+    /// Show all epochs with their starts, and the chains of the newest layout.
+    History,
+    /// Make another process the sequencer, which must be configured as one or as a spare.
+    MoveSequencer {
+        /// The process.
+        name: String,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Let a unit take places in chains. It has to run, with an empty directory.
+    AddUnit {
+        /// The unit's process.
+        name: String,
+        /// The chain it belongs to, from 1: it comes in at once if that lacks a replica.
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+        chain: Option<u16>,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Take a unit out of all chains, for good. Refused if a chain would keep too few replicas.
+    RemoveUnit {
+        /// The unit's process.
+        name: String,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Give a unit's place to another one. The old one serves until the new one has everything.
+    ReplaceUnit {
+        /// Who leaves.
+        old: String,
+        /// Who comes, running.
+        new: String,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Spread what is appended from now on over one more chain of these units. They have to run, with empty directories.
+    AddChain {
+        /// The units' processes, head first.
+        #[arg(required = true)]
+        names: Vec<String>,
+        #[command(flatten)]
+        how: How,
+    },
+}
+
+/// How a change is made.
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct How {
+    /// Show what would be done, and change nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Seconds to wait until all is done. What was begun goes on afterwards; the same command waits for it again.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    deadline: u64,
+}
+
+impl ClusterCommand {
+    pub(super) async fn run(self, target: &Target, json: bool) -> Result<(), Failure> {
+        let (change, how) = match self {
+            Self::Status(command) => return command.run(target, json).await,
+            Self::History => return history(target, json).await,
+            Self::MoveSequencer { name, how } => {
+                let to = name.as_str().into();
+                (ClusterChange::MoveSequencer { to }, how)
+            }
+            Self::AddUnit { name, chain, how } => {
+                let (name, chain) = (name.as_str().into(), chain.map(|number| number - 1));
+                (ClusterChange::AddUnit { name, chain }, how)
+            }
+            Self::RemoveUnit { name, how } => {
+                let name = name.as_str().into();
+                (ClusterChange::RemoveUnit { name }, how)
+            }
+            Self::ReplaceUnit { old, new, how } => {
+                let (old, new) = (old.as_str().into(), new.as_str().into());
+                (ClusterChange::ReplaceUnit { old, new }, how)
+            }
+            Self::AddChain { names, how } => {
+                let units = names.iter().map(|name| name.as_str().into()).collect();
+                (ClusterChange::AddChain { units }, how)
+            }
+        };
+        let asking = asking(target)?;
+        tokio::select! {
+            biased;
+            result = change_cluster(&asking, change, how, json) => result,
+            signal = serve::told_to_stop() => {
+                signal?;
+                Err(Failure::failed(
+                    "interrupted; what was begun goes on, and the same command waits for it again",
+                ))
+            }
+        }
+    }
+}
+
+fn asking(target: &Target) -> Result<Asking, Failure> {
+    match target.place()? {
+        Place::Config(file) => Asking::new(&ClientConfig::read(file)?),
+        Place::Dir(dir) => Err(Failure::usage(format!(
+            "{} is an embedded log, which is one process; `cluster` wants --config FILE of a cluster",
+            dir.display()
+        ))),
+    }
+}
+
+/// Asks for the change until it is done.
+async fn change_cluster(
+    asking: &Asking,
+    change: ClusterChange,
+    how: How,
+    json: bool,
+) -> Result<(), Failure> {
+    let until = asking.now().after(Duration::from_secs(how.deadline));
+    let bar = CopyBar::new();
+    let mut last: Option<ChangeReport> = None;
+    // What had to be done, and not only what is left in the end.
+    let mut plan: Option<ChangeReport> = None;
+    loop {
+        match asking.change(&change, how.dry_run, until).await {
+            Ok(report) => {
+                bar.show(&report.copying);
+                if report.stage != ChangeStage::UnderWay {
+                    bar.clear();
+                    let plan = plan.as_ref().unwrap_or(&report);
+                    return output::result(json, &text::value(&report, plan), |_| {
+                        text::describe(&report, plan)
+                    });
+                }
+                plan.get_or_insert_with(|| report.clone());
+                last = Some(report);
+            }
+            Err(Unanswered::Declined(why)) => {
+                bar.clear();
+                return Err(Failure::failed(why));
+            }
+            Err(Unanswered::Later(why)) if asking.now() >= until => {
+                bar.clear();
+                return Err(Failure::failed(late(how, last.as_ref(), &why)));
+            }
+            Err(Unanswered::Later(_)) => {}
+        }
+        if asking.now() >= until {
+            bar.clear();
+            return Err(Failure::failed(late(how, last.as_ref(), "")));
+        }
+        asking.pause(LOOK_AGAIN).await;
+    }
+}
+
+/// What to say when the deadline has passed.
+fn late(how: How, last: Option<&ChangeReport>, why: &str) -> String {
+    let seconds = how.deadline;
+    match last {
+        Some(report) => format!(
+            "not done within {seconds} s; still to do: {}. It goes on; the same command waits for it again, `milonga status` says who is waited for",
+            report.steps.join("; ")
+        ),
+        None => format!("nothing was changed within {seconds} s: {why}"),
+    }
+}
+
+/// How far copying is, if somebody looks.
+struct CopyBar(ProgressBar);
+
+impl CopyBar {
+    fn new() -> Self {
+        let style = "{msg} {bar:40} {pos} of {len}, {eta} left";
+        let style = ProgressStyle::with_template(style);
+        let bar = ProgressBar::new(0);
+        if !std::io::stdout().is_terminal() {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        Self(bar)
+    }
+
+    fn show(&self, copying: &[CopyReport]) {
+        let Some(copy) = copying.first() else {
+            return;
+        };
+        let bytes = HumanBytes(copy.bytes);
+        self.0.set_length(copy.end.0);
+        self.0.set_position(copy.below.0);
+        self.0
+            .set_message(format!("{}: {} entries ({bytes})", copy.unit, copy.entries));
+    }
+
+    fn clear(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
+async fn history(target: &Target, json: bool) -> Result<(), Failure> {
+    let asking = asking(target)?;
+    let (mut starts, mut current) = (Vec::<(Epoch, Position)>::new(), None);
+    loop {
+        let after = starts.last().map_or(Epoch::NONE, |(epoch, _)| *epoch);
+        let page = asking.history(after).await?;
+        starts.extend(&page.starts);
+        current = page.current.or(current);
+        if !page.more || page.starts.is_empty() {
+            break;
+        }
+    }
+    let layout = current.as_ref();
+    let value = json!({
+        "epochs": starts.iter().map(|(epoch, start)| json!({
+            "epoch": epoch.0,
+            "start": start.0,
+        })).collect::<Vec<_>>(),
+        "segments": layout.map(text::segments).unwrap_or_default(),
+        "sequencer": layout.map(|layout| layout.sequencer.name.to_string()),
+    });
+    output::result(json, &value, |_| text::history(&starts, layout))
+}

@@ -1,0 +1,115 @@
+//! Asks the layout, whichever of its servers answers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use milonga_protocol::change::{ChangeReport, ClusterChange, HistoryReport};
+use milonga_protocol::messages::{LayoutRequest, LayoutResponse, Refusal, Request, Response};
+use milonga_protocol::{Epoch, SharedEnv, Time};
+use milonga_transport::{Peer, SharedNetwork, TokioEnv};
+
+use crate::ClientConfig;
+use crate::cli::output::Failure;
+
+/// For one answer.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Who is asked.
+pub(super) struct Asking {
+    env: SharedEnv,
+    network: SharedNetwork,
+    servers: Vec<Peer>,
+}
+
+/// Why there is no answer to a question.
+pub(super) enum Unanswered {
+    /// Asking again is in vain.
+    Declined(String),
+    /// Nobody can say now.
+    Later(String),
+}
+
+impl From<Unanswered> for Failure {
+    fn from(unanswered: Unanswered) -> Self {
+        let (Unanswered::Declined(why) | Unanswered::Later(why)) = unanswered;
+        Self::failed(why)
+    }
+}
+
+impl Asking {
+    pub(super) fn new(config: &ClientConfig) -> Result<Self, Failure> {
+        let env: SharedEnv = TokioEnv::try_new()?;
+        let network = crate::milonga::network(config, &env)?;
+        let servers = config.peers();
+        Ok(Self {
+            env,
+            network,
+            servers,
+        })
+    }
+
+    pub(super) fn now(&self) -> Time {
+        self.env.now()
+    }
+
+    pub(super) async fn pause(&self, duration: Duration) {
+        self.env.sleep(duration).await;
+    }
+
+    /// Asks for the change; says how far it is.
+    pub(super) async fn change(
+        &self,
+        change: &ClusterChange,
+        dry_run: bool,
+        until: Time,
+    ) -> Result<ChangeReport, Unanswered> {
+        let change = change.clone();
+        let request = LayoutRequest::Change { change, dry_run };
+        match self.ask(request, until).await? {
+            LayoutResponse::Change(report) => Ok(report),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Epochs after this one.
+    pub(super) async fn history(&self, after: Epoch) -> Result<HistoryReport, Unanswered> {
+        let until = self.now().after(PATIENCE);
+        match self.ask(LayoutRequest::History { after }, until).await? {
+            LayoutResponse::History(report) => Ok(report),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The first answer that is one.
+    async fn ask(&self, request: LayoutRequest, until: Time) -> Result<LayoutResponse, Unanswered> {
+        let message = Request::Layout(request).into_message(Bytes::new());
+        let mut said = Vec::new();
+        for server in &self.servers {
+            let deadline = until.min(self.now().after(PATIENCE));
+            let network = Arc::clone(&self.network);
+            let answer = match network.call(server, message.clone(), deadline).await {
+                Ok(answer) => Response::decode(&answer).map_err(|e| e.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            match answer {
+                Ok(Response::Layout(answer)) => return Ok(answer),
+                Ok(Response::Refused(
+                    refusal @ (Refusal::Declined { .. }
+                    | Refusal::NotAllowed { .. }
+                    | Refusal::Malformed { .. }),
+                )) => return Err(Unanswered::Declined(refusal.to_string())),
+                Ok(Response::Refused(refusal)) => said.push(format!("{}: {refusal}", server.name)),
+                Ok(other) => said.push(format!("{}: unexpected answer {other:?}", server.name)),
+                Err(why) => said.push(why),
+            }
+        }
+        Err(Unanswered::Later(said.join("; ")))
+    }
+}
+
+fn unexpected(answer: &LayoutResponse) -> Unanswered {
+    Unanswered::Declined(format!(
+        "the layout server gave an unexpected answer: {answer:?}"
+    ))
+}
