@@ -78,7 +78,7 @@ impl Steering {
                     .map_err(|error| format!("{to}: {error}")),
                 Err(error) => Err(error.to_string()),
             };
-            let _ = events.send(LayoutEvent::Sent(id.0, id.1, result));
+            let _ = events.send(LayoutEvent::Sent(id.0, id.1, Box::new(result)));
             let done = calls
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)

@@ -32,7 +32,7 @@ impl LayoutRole {
 
 /// How an effect of the layout ended, or what became of its member.
 pub(crate) enum LayoutEvent {
-    Sent(Reign, SendId, SendOutcome),
+    Sent(Reign, SendId, Box<SendOutcome>),
     Stored(Reign, StoreId, Result<(), String>),
     /// This member leads, a majority says, and this is the history.
     Leads(Arc<History>),
@@ -58,7 +58,7 @@ impl Core for LayoutRole {
     fn event(&mut self, now: Time, event: LayoutEvent) {
         match event {
             LayoutEvent::Sent(reign, send, outcome) => {
-                self.member.handle_reply(now, reign, send, outcome);
+                self.member.handle_reply(now, reign, send, *outcome);
             }
             LayoutEvent::Stored(reign, store, outcome) => {
                 self.member.stored(now, reign, store, outcome);
