@@ -40,7 +40,7 @@ impl Cluster {
         fs::write(&binary, text).expect("writable");
         fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).expect("writable");
         Self {
-            port: free_ports(6),
+            port: free_ports(8),
             dir,
         }
     }
@@ -59,6 +59,7 @@ impl Cluster {
             .env("MILONGA_BIN", self.dir.path().join("milonga"))
             .env("CHAINS", "1")
             .env("REPLICAS", "2")
+            .env("LAYOUTS", "1")
             .env("PORT", self.port.to_string());
         command
     }
@@ -155,6 +156,35 @@ fn a_cluster_goes_up_loses_a_process_comes_back_and_goes_down() {
     assert!(ok(&cluster.script(&["status"])).contains("unit-1b"));
     assert!(ok(&cluster.script(&["down"])).contains("down"));
     assert_eq!(cluster.script(&["kill", "unit-1a"]).status.code(), Some(3));
+}
+
+/// The layout that is made by default outlives one of its members, and then still gives up who is gone.
+#[test]
+fn a_layout_of_three_goes_on_without_its_leader() {
+    let cluster = Cluster::new();
+    let up = || {
+        let mut command = cluster.command();
+        let up = command.env_remove("LAYOUTS").arg("up").output();
+        ok(&up.expect("it can be run"))
+    };
+    up();
+    ok(&cluster.milonga(&["map", "put", "greetings", "en", "hello"]));
+    let status = ok(&cluster.milonga(&["status"]));
+    let members = ["layout-1", "layout-2", "layout-3"];
+    let leads = |status: &str, name: &str| status.contains(&format!("{name} leads"));
+    let leader = members.iter().find(|name| leads(&status, name));
+    let leader = leader.unwrap_or_else(|| panic!("nobody leads: {status}"));
+    ok(&cluster.script(&["kill", leader]));
+    ok(&cluster.script(&["kill", "unit-1a"]));
+    cluster.status(|_, text| {
+        let other = members
+            .iter()
+            .any(|name| name != leader && leads(text, name));
+        other && text.contains("chain 1 has 1 of 2 replicas")
+    });
+    let found = cluster.milonga(&["map", "get", "greetings", "en"]);
+    assert_eq!(ok(&found), "hello\n");
+    up();
 }
 
 #[track_caller]
