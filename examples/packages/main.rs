@@ -9,7 +9,8 @@
 //!
 //! Workers never look whether a key is already there: that the stanza was still in the queue is all they need to know.
 //! At the end every object is compared with a direct count of the file by separate code. By default producer and workers
-//! are tasks on an embedded log; `--processes N` makes them processes on a cluster, and `--kill` kills two of them.
+//! are tasks on an embedded log; `--processes N` makes them processes on a cluster, and `--kill` kills two of
+//! them, and then a log unit and the sequencer.
 
 mod args;
 mod bar;

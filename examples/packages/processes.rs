@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -16,7 +17,7 @@ use crate::child::{BE_CHILD, Order, Part};
 use crate::compare::Found;
 use crate::input::{Checked, Input};
 use crate::job::{Event, Fault, Job, look, pause};
-use crate::report::{Kill, Work};
+use crate::report::{Kill, Progress, Work};
 use crate::servers::{Servers, signal};
 
 /// Transactions at a time in each worker process.
@@ -57,12 +58,22 @@ async fn with_servers(
         crew.hire(Role::Worker)?;
     }
     let clock = Clock::start();
+    let progress = Arc::clone(&crew.progress);
+    let watch = async {
+        if kill {
+            servers.kill_some(&progress).await
+        } else {
+            servers.any_dies().await
+        }
+    };
     tokio::select! {
         biased;
-        died = servers.any_dies() => return Err(died),
+        died = watch => return Err(died),
         ended = crew.run(kill) => ended?,
     }
     let took = clock.elapsed();
+    crew.work.kills.append(&mut servers.kills);
+    crew.work.kills.sort_by_key(|kill| kill.done);
     crew.bar.finish();
     let found = look(&job).await?;
     job.close().await?;
@@ -105,6 +116,7 @@ struct Crew {
     input: String,
     stanzas: u64,
     bar: Bar,
+    progress: Arc<Progress>,
     work: Work,
 }
 
@@ -137,6 +149,7 @@ impl Crew {
             input: input.name.clone(),
             stanzas,
             bar: Bar::new(stanzas, done),
+            progress: Arc::new(Progress::new(stanzas)),
             work: Work::default(),
         }
     }
@@ -232,6 +245,7 @@ impl Crew {
                     self.work.runs += runs;
                     self.work.committed += stanzas;
                     self.bar.add(stanzas);
+                    self.progress.set(self.bar.done());
                 }
             }
             None => {

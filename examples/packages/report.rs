@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -16,7 +17,7 @@ const NOTES: usize = 20;
 /// One killed process.
 #[derive(Clone, Debug)]
 pub(crate) struct Kill {
-    /// `worker` or `producer`.
+    /// `worker`, `producer`, or the name of a server.
     pub(crate) role: &'static str,
     /// Its process.
     pub(crate) pid: u32,
@@ -36,7 +37,39 @@ impl Kill {
             .collect();
         let percent = self.done * 100 / stanzas.max(1);
         let (role, pid, flights) = (self.role, self.pid, flights.join("; "));
-        format!("killed {role} pid {pid} at {percent} % of the work, in flight: {flights}")
+        let mut line = format!("killed {role} pid {pid} at {percent} % of the work");
+        if !self.in_flight.is_empty() {
+            line.push_str(&format!(", in flight: {flights}"));
+        }
+        line
+    }
+}
+
+/// How far the work is, for who has to know meanwhile.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    done: AtomicU64,
+    all: u64,
+}
+
+impl Progress {
+    pub(crate) const fn new(all: u64) -> Self {
+        Self {
+            done: AtomicU64::new(0),
+            all,
+        }
+    }
+
+    pub(crate) fn set(&self, done: u64) {
+        self.done.store(done, Ordering::Relaxed);
+    }
+
+    pub(crate) fn done(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn percent(&self) -> u64 {
+        self.done() * 100 / self.all.max(1)
     }
 }
 

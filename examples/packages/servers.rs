@@ -10,6 +10,7 @@ use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal
 use tokio::process::{Child, Command};
 
 use crate::job::{Fault, pause};
+use crate::report::{Kill, Progress};
 use crate::say;
 
 /// First argument that makes this binary the `milonga` command.
@@ -35,10 +36,16 @@ pub(crate) fn be_milonga(arguments: impl Iterator<Item = OsString>) -> ExitCode 
     milonga::cli::run(std::iter::once("milonga".into()).chain(arguments))
 }
 
+/// Servers that are killed, and from which percentage of the work on: a replica of a chain, and the sequencer.
+const VICTIMS: [(&str, u64); 2] = [("unit-1a", 35), ("sequencer-1", 60)];
+/// Who takes the sequencer's place; a folder of an earlier version has nobody.
+const SPARE: &str = "sequencer-2";
+
 /// Running servers; killed when dropped.
 pub(crate) struct Servers {
     children: Vec<(&'static str, Child)>,
     dir: PathBuf,
+    pub(crate) kills: Vec<Kill>,
 }
 
 impl Servers {
@@ -59,6 +66,7 @@ impl Servers {
         let mut servers = Self {
             children: Vec::new(),
             dir: dir.to_owned(),
+            kills: Vec::new(),
         };
         let exists = |name: &&str| dir.join(format!("{name}.toml")).exists();
         for name in NAMES.into_iter().filter(exists) {
@@ -105,6 +113,44 @@ impl Servers {
             }
             pause(Duration::from_millis(100)).await;
         }
+    }
+
+    /// Like [`Self::any_dies`]; kills some of them as the work goes on, and brings nobody back.
+    pub(crate) async fn kill_some(&mut self, progress: &Progress) -> Fault {
+        let spare = self.children.iter().any(|(name, _)| *name == SPARE);
+        for (victim, percent) in VICTIMS.into_iter().filter(|_| spare) {
+            let is_time = async {
+                while progress.percent() < percent {
+                    pause(Duration::from_millis(10)).await;
+                }
+            };
+            tokio::select! {
+                biased;
+                died = self.any_dies() => return died,
+                () = is_time => {}
+            }
+            if let Err(fault) = self.kill(victim, progress).await {
+                return fault;
+            }
+        }
+        self.any_dies().await
+    }
+
+    async fn kill(&mut self, victim: &'static str, progress: &Progress) -> Result<(), Fault> {
+        let at = self.children.iter().position(|(name, _)| *name == victim);
+        let Some(at) = at else {
+            return Ok(());
+        };
+        let (_, mut child) = self.children.remove(at);
+        let pid = child.id().unwrap_or_default();
+        child.kill().await?;
+        self.kills.push(Kill {
+            role: victim,
+            pid,
+            in_flight: Vec::new(),
+            done: progress.done(),
+        });
+        Ok(())
     }
 
     /// Asks all servers to stop and waits for it; kills who does not within some seconds.
