@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::select_ok;
 use milonga_protocol::frame::Message;
 use milonga_protocol::messages::{
     self, LayoutRequest, LayoutResponse, Request, Response, SequencerRequest, SequencerResponse,
@@ -84,7 +85,13 @@ impl View {
 
     /// The name of a chain that holds in later epochs too.
     pub(crate) fn key(&self, segment: usize, chain: usize) -> ChainKey {
-        (self.layout().segments[segment].start, chain)
+        let segment = &self.layout().segments[segment];
+        ChainKey {
+            start: segment.start,
+            origin: segment.origin,
+            chains: segment.chains.len(),
+            chain,
+        }
     }
 }
 
@@ -292,15 +299,15 @@ impl Cluster {
     ) -> Result<(), Failure> {
         let request = Request::Layout(LayoutRequest::GiveUp { from, to });
         let message = request.into_message(Bytes::new());
-        let mut last = None;
-        for server in &self.layout_servers {
-            match call(&self.network, server, message.clone(), deadline).await {
-                Ok((Response::Layout(LayoutResponse::Heard), _)) => return Ok(()),
-                Ok(_) => last = Some(garbage(server, "an answer of another role")),
-                Err(failure) => last = Some(failure),
+        // All at once: one that is gone must not keep the leader from hearing it.
+        let asked = self.layout_servers.iter().map(async |server| {
+            match call(&self.network, server, message.clone(), deadline).await? {
+                (Response::Layout(LayoutResponse::Heard), _) => Ok(()),
+                _ => Err(garbage(server, "an answer of another role")),
             }
-        }
-        Err(last.expect("a client knows a layout server"))
+        });
+        let heard = select_ok(asked.map(Box::pin)).await;
+        heard.map(|((), _)| ())
     }
 
     /// Who can be asked for the layout.

@@ -11,8 +11,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Names a chain for as long as its segment exists: the segment's first position and the index in it.
-pub(crate) type ChainKey = (Position, usize);
+/// Names a chain for as long as its segment exists: where it begins, how it gives positions to chains, and the index in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ChainKey {
+    pub(crate) start: Position,
+    pub(crate) origin: Position,
+    pub(crate) chains: usize,
+    pub(crate) chain: usize,
+}
 
 /// For each chain the highest settled mark that its tail has told, and in which epoch. Settled is settled in every later
 /// epoch too; a unit of an earlier one may not have taken part, and must not hear of it.
@@ -111,6 +117,16 @@ mod tests {
         Time::from_start(Duration::from_millis(ms))
     }
 
+    /// A chain of a segment of so many that begins with the log.
+    fn key(chains: usize, chain: usize) -> ChainKey {
+        ChainKey {
+            start: Position::ZERO,
+            origin: Position::ZERO,
+            chains,
+            chain,
+        }
+    }
+
     const AGE: Duration = Duration::from_millis(10);
 
     #[test]
@@ -152,21 +168,23 @@ mod tests {
     #[test]
     fn marks_never_go_back() {
         let marks = SettledMarks::default();
-        let chain = (Position::ZERO, 1);
+        let chain = key(2, 1);
         marks.raise(Epoch(1), chain, Position(7));
         marks.raise(Epoch(2), chain, Position(3));
         assert_eq!(marks.get(Epoch(1), chain), Position(7));
-        assert_eq!(marks.get(Epoch(1), (Position::ZERO, 0)), Position::ZERO);
+        assert_eq!(marks.get(Epoch(1), key(2, 0)), Position::ZERO);
     }
 
     #[test]
     fn units_of_an_earlier_epoch_do_not_hear_of_marks_of_a_later_one() {
         let marks = SettledMarks::default();
-        let chain = (Position::ZERO, 1);
+        let chain = key(2, 1);
         marks.raise(Epoch(3), chain, Position(7));
         assert_eq!(marks.get(Epoch(2), chain), Position::ZERO);
         marks.raise(Epoch(2), chain, Position(9));
         assert_eq!(marks.get(Epoch(2), chain), Position::ZERO, "it holds both");
         assert_eq!(marks.get(Epoch(4), chain), Position(9));
+        // One more chain from the same start on: other positions.
+        assert_eq!(marks.get(Epoch(4), key(3, 1)), Position::ZERO);
     }
 }

@@ -249,16 +249,7 @@ impl LayoutCore {
         }
         let mut policy = self.history.policy().clone();
         if policy.retired.remove(name).is_some() {
-            if self.plan.home(name).is_none() {
-                let unit = policy::member(layout, name).map(|unit| layout.unit(unit));
-                let added = unit.map(|unit| Added {
-                    id: unit.id,
-                    home: at,
-                });
-                policy
-                    .added
-                    .extend(added.map(|added| (name.clone(), added)));
-            }
+            self.keep(&mut policy, layout, name);
             return decide(policy);
         }
         Ok(if chain.is_some() && is_joining(layout, name) {
@@ -266,6 +257,20 @@ impl LayoutCore {
         } else {
             Verdict::Done
         })
+    }
+
+    /// `name` stays in its chain after all: whom the configuration does not name stays added.
+    fn keep(&self, policy: &mut Policy, layout: &Layout, name: &ServerName) {
+        if self.plan.home(name).is_some() {
+            return;
+        }
+        if let Some(unit) = policy::member(layout, name) {
+            let added = Added {
+                id: layout.unit(unit).id,
+                home: policy::active_chain(layout, name),
+            };
+            policy.added.insert(name.clone(), added);
+        }
     }
 
     fn judge_remove(&self, layout: &Layout, name: &ServerName) -> Judged {
@@ -290,7 +295,11 @@ impl LayoutCore {
         let stays = |old: &ServerName, new: &Option<ServerName>| {
             new.as_ref() == Some(name) && self.member(old).is_some()
         };
-        policy.retired.retain(|old, new| !stays(old, new));
+        let staying = policy.retired.iter().filter(|(old, new)| stays(old, new));
+        for old in staying.map(|(old, _)| old.clone()).collect::<Vec<_>>() {
+            policy.retired.remove(&old);
+            self.keep(&mut policy, layout, &old);
+        }
         policy.added.remove(name);
         policy.retired.insert(name.clone(), None);
         decide(policy)

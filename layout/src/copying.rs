@@ -327,11 +327,9 @@ impl LayoutCore {
             damaged && mends && !self.is_joining(*unit)
         };
         let when = |unit| {
-            let before = self.mended.get(&unit);
-            (
-                before.map_or_else(Time::default, |at| at.after(MEND_AGAIN)),
-                unit,
-            )
+            let aside = self.copying_aside.get(&unit).map(|c| c.not_before);
+            let mended = self.mended.get(&unit).map(|at| at.after(MEND_AGAIN));
+            (aside.max(mended).unwrap_or_default(), unit)
         };
         self.members().into_iter().filter(damaged).map(when)
     }

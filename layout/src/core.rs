@@ -294,6 +294,10 @@ impl LayoutCore {
     #[must_use]
     pub fn published_layout(&self) -> Option<Published> {
         let layout = self.published.clone()?;
+        // Who takes over may not have heard all of them yet. A client would not ask again for the same epoch.
+        if self.heard.without_address(&layout).is_some() {
+            return None;
+        }
         let addresses = self.heard.addresses();
         Some(Published { layout, addresses })
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use milonga_protocol::messages::Hello;
-use milonga_protocol::{Incarnation, ServerName, Time};
+use milonga_protocol::{Incarnation, Layout, ServerName, Time};
 use milonga_transport::Peer;
 
 /// A server that has not been heard of for so long may be gone.
@@ -118,6 +118,14 @@ impl Heard {
             name: name.clone(),
             address: hello.address.as_str().into(),
         })
+    }
+
+    /// A server of `layout` that nobody can be told the address of.
+    pub(crate) fn without_address<'a>(&self, layout: &'a Layout) -> Option<&'a ServerName> {
+        let members = layout.members().into_iter();
+        let names = members.map(|unit| &layout.unit(unit).name);
+        let mut names = names.chain([&layout.sequencer.name]);
+        names.find(|name| !self.servers.contains_key(*name))
     }
 
     pub(crate) fn addresses(&self) -> BTreeMap<ServerName, String> {

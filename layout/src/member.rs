@@ -289,6 +289,11 @@ impl LayoutMember {
     fn knows(&self, name: &ServerName) -> bool {
         let units = self.plan.unit_names().chain(&self.plan.spare_units);
         let units = units.chain(self.history.policy().added.keys());
+        let listed = self
+            .history
+            .current()
+            .map_or(&[][..], |layout| &layout.units);
+        let units = units.chain(listed.iter().map(|unit| &unit.name));
         let mut named = units.chain(self.plan.sequencers());
         named.any(|known| known == name)
     }
@@ -304,12 +309,15 @@ impl LayoutMember {
     fn answer_get(&mut self, call: CallId, known: Epoch) {
         let addresses = self.heard().addresses();
         let open = self.history.current_if_opened();
-        let response = match open.filter(|layout| layout.epoch > known) {
-            Some(layout) => LayoutResponse::Layout(Published {
-                layout: layout.clone(),
-                addresses,
-            }),
-            None => LayoutResponse::Waiting { why: self.why() },
+        let newer = open.filter(|layout| layout.epoch > known).cloned();
+        let unheard = newer.as_ref();
+        let unheard = unheard.and_then(|layout| self.heard().without_address(layout).cloned());
+        let response = match (newer, unheard) {
+            (Some(_), Some(name)) => LayoutResponse::Waiting {
+                why: format!("this member of the layout has not heard of {name} yet"),
+            },
+            (Some(layout), None) => LayoutResponse::Layout(Published { layout, addresses }),
+            (None, _) => LayoutResponse::Waiting { why: self.why() },
         };
         self.reply(call, response);
     }
@@ -406,9 +414,9 @@ mod tests {
         LayoutRequest::Get { known, wait_ms }
     }
 
-    fn hello() -> LayoutRequest {
+    fn hello(name: &str) -> LayoutRequest {
         LayoutRequest::Hello(Hello {
-            name: "sequencer-1".into(),
+            name: name.into(),
             address: "there:1".into(),
             incarnation: Incarnation(5),
             unit: None,
@@ -429,13 +437,25 @@ mod tests {
     fn who_follows_shows_the_newest_open_layout_and_leaves_decisions_to_the_leader() {
         let mut member = member(&Arc::default());
         member.follow(Some(("layout-2".into(), "two:1".into())), None);
-        member.handle(ms(0), CallId(1), hello());
+        member.handle(ms(0), CallId(1), hello("sequencer-1"));
         member.handle(ms(0), CallId(2), get(0, 1_000));
         let [(CallId(1), Response::Layout(LayoutResponse::Heard))] = replies(&mut member)[..]
         else {
             panic!("a hello is heard, and the other one waits");
         };
+        // Nobody is sent to servers without an address.
         member.learn(history());
+        let [(CallId(2), Response::Layout(LayoutResponse::Waiting { why }))] =
+            &replies(&mut member)[..]
+        else {
+            panic!("not all were heard");
+        };
+        assert!(why.contains("has not heard of unit-1a yet"), "{why}");
+        for unit in ["unit-1a", "unit-1b", "unit-2a", "unit-2b"] {
+            member.handle(ms(0), CallId(0), hello(unit));
+        }
+        replies(&mut member);
+        member.handle(ms(0), CallId(2), get(0, 1_000));
         let [(CallId(2), Response::Layout(LayoutResponse::Layout(published)))] =
             &replies(&mut member)[..]
         else {

@@ -181,6 +181,8 @@ impl LayoutCore {
         if !plants::acts(Plant::StreamTailsMissed, 4) {
             collecting.tails.add(page, trimmed);
         }
+        // Whoever gives page after page is not stuck.
+        self.phase_since = self.now;
         if !done {
             let after = page.last().map(|tail| tail.stream);
             collecting.cursors.insert(unit, after);

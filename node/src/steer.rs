@@ -1,7 +1,7 @@
 //! Carries out what the layout wants done: calls to servers, and changes of the history.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,8 +16,8 @@ use crate::roles::LayoutEvent;
 /// Longest wait for an answer: a seal drains what a slow disk still has to do, a page of stream tails is large.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Calls under way: dropped with the layout's host.
-type Calls = Arc<Mutex<BTreeMap<(Reign, SendId), Task>>>;
+/// What is under way: dropped with the layout's host. A task takes itself out when it ends.
+type UnderWay<Id> = Arc<Mutex<BTreeMap<(Reign, Id), Task>>>;
 
 /// Carries out effects and reports how they ended.
 pub(crate) struct Steering {
@@ -26,9 +26,9 @@ pub(crate) struct Steering {
     events: UnboundedSender<LayoutEvent>,
     replica: Arc<Replica>,
     anew: UnboundedSender<()>,
-    calls: Calls,
-    /// The last change that was proposed; there is at most one at a time.
-    proposal: Option<Task>,
+    calls: UnderWay<SendId>,
+    /// Changes that were proposed: a phase's, and perhaps an operator's beside it.
+    proposals: UnderWay<StoreId>,
 }
 
 impl Steering {
@@ -45,8 +45,8 @@ impl Steering {
             events: events.clone(),
             replica: Arc::clone(replica),
             anew,
-            calls: Calls::default(),
-            proposal: None,
+            calls: UnderWay::default(),
+            proposals: UnderWay::default(),
         }
     }
 
@@ -79,37 +79,45 @@ impl Steering {
                 Err(error) => Err(error.to_string()),
             };
             let _ = events.send(LayoutEvent::Sent(id.0, id.1, Box::new(result)));
-            let done = calls
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&id);
-            // The task ends here anyway; stopping it from inside would be in vain.
-            if let Some(task) = done {
-                task.detach();
-            }
+            ended(&calls, id);
         };
-        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
-        calls.insert(id, self.env.spawn("layout call", Box::pin(task)));
+        let task = self.env.spawn("layout call", Box::pin(task));
+        lock(&self.calls).insert(id, task);
     }
 
-    fn propose(&mut self, reign: Reign, id: StoreId, change: StoreChange) {
+    fn propose(&self, reign: Reign, id: StoreId, change: StoreChange) {
         let (replica, events) = (Arc::clone(&self.replica), self.events.clone());
+        let proposals = Arc::clone(&self.proposals);
         let task = async move {
             let outcome = match replica.propose(change).await {
                 Ok(verdict) => verdict.map_err(|refused| refused.to_string()),
                 Err(none) => Err(none.to_string()),
             };
             let _ = events.send(LayoutEvent::Stored(reign, id, outcome));
+            ended(&proposals, (reign, id));
         };
-        self.proposal = Some(self.env.spawn("layout change", Box::pin(task)));
+        let task = self.env.spawn("layout change", Box::pin(task));
+        lock(&self.proposals).insert((reign, id), task);
+    }
+}
+
+fn lock<Id>(under_way: &UnderWay<Id>) -> MutexGuard<'_, BTreeMap<(Reign, Id), Task>> {
+    under_way.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The task ends here anyway; stopping it from inside would be in vain.
+fn ended<Id: Ord>(under_way: &UnderWay<Id>, id: (Reign, Id)) {
+    let done = lock(under_way).remove(&id);
+    if let Some(task) = done {
+        task.detach();
     }
 }
 
 impl Drop for Steering {
     fn drop(&mut self) {
-        // Each call holds the table that holds its task: without this they would go on to their deadlines.
-        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
-        let calls = std::mem::take(&mut *calls);
-        drop(calls);
+        // Each task holds the table that holds it: without this they would go on to their deadlines.
+        let calls = std::mem::take(&mut *lock(&self.calls));
+        let proposals = std::mem::take(&mut *lock(&self.proposals));
+        drop((calls, proposals));
     }
 }

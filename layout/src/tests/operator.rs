@@ -331,6 +331,20 @@ fn a_replacement_is_taken_back_or_goes_on_without_the_old_one() {
     world.settle_and_check();
 }
 
+/// A unit that the configuration does not name, whose successor was removed, stays known: else no later leader could begin.
+#[test]
+fn who_stays_after_all_is_known_to_later_leaders() {
+    let mut world = world(120);
+    done(&mut world, &replace("unit-00", "unit-x"));
+    report(&mut world, &replace("unit-x", "unit-y"), false);
+    done(&mut world, &remove("unit-y"));
+    assert_eq!(active(&mut world)[0], ["unit-01", "unit-x"]);
+    world.crash_core();
+    world.start_core();
+    world.heal_and_check();
+    assert_eq!(active(&mut world)[0], ["unit-01", "unit-x"]);
+}
+
 #[test]
 fn a_chain_that_is_added_takes_no_unit_twice() {
     let mut world = world(166);

@@ -44,7 +44,9 @@ impl Listed {
                 self.listed(wire, exchange, *epoch, (*stream, *from, *complete))?;
             }
         }
-        self.learn(exchange);
+        if !wire.is_of_the_past(exchange) {
+            self.learn(exchange);
+        }
         Ok(())
     }
 

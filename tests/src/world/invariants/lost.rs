@@ -61,7 +61,7 @@ impl Lost {
         if let Some(marks) = exchange.marks() {
             self.trimmed = self.trimmed.max(marks.trimmed);
         }
-        let Some(epoch) = exchange.epoch() else {
+        let Some(epoch) = exchange.epoch().filter(|_| !wire.is_of_the_past(exchange)) else {
             return Ok(());
         };
         for shown in &exchange.shown {

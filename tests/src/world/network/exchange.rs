@@ -154,6 +154,8 @@ pub struct Wire {
     pub layouts: BTreeMap<Epoch, Layout>,
     /// Servers whose disks may be damaged at some time.
     pub damaged: BTreeSet<ServerName>,
+    /// When each unit forgot last what it does not surely know.
+    rejoined: BTreeMap<ServerName, Moment>,
     asked: BTreeMap<(u64, ServerName), Letter>,
     runs: BTreeMap<ServerName, u64>,
 }
@@ -211,12 +213,23 @@ impl Wire {
             self.learn(&published.layout);
         }
         let run = self.runs.get(&letter.from).copied().unwrap_or_default();
-        self.exchanges.push(Exchange::new(
+        let exchange = Exchange::new(
             (asked.at, letter.at),
             (letter.to.clone(), letter.from.clone(), run),
             (request, asked.message.body),
             (response, letter.message.body.clone()),
-        ));
+        );
+        if exchange.has_rejoined() {
+            self.rejoined.insert(exchange.server.clone(), exchange.at);
+        }
+        self.exchanges.push(exchange);
+    }
+
+    /// Whether the answer speaks of what the unit has forgotten meanwhile: it was on its way to a reader.
+    #[must_use]
+    pub fn is_of_the_past(&self, exchange: &Exchange) -> bool {
+        let rejoined = self.rejoined.get(&exchange.server);
+        rejoined.is_some_and(|at| exchange.asked < *at && *at < exchange.at)
     }
 
     fn learn(&mut self, layout: &Layout) {
