@@ -493,7 +493,7 @@ mod tests {
             assert_eq!(servers + plan.shape.clients, plan.shape.processes());
             kinds.extend(plan.faults.iter().map(|fault| fault.kind.name()));
         }
-        assert_eq!(kinds.len(), 18, "{kinds:?}");
+        assert_eq!(kinds.len(), 19, "{kinds:?}");
     }
 
     #[test]
