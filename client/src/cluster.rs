@@ -10,8 +10,8 @@ use bytes::Bytes;
 use futures_util::future::select_ok;
 use milonga_protocol::frame::Message;
 use milonga_protocol::messages::{
-    self, LayoutRequest, LayoutResponse, Request, Response, SequencerRequest, SequencerResponse,
-    UnitRequest, UnitResponse,
+    self, LayoutRequest, LayoutResponse, Marks, Request, Response, SequencerRequest,
+    SequencerResponse, UnitRequest, UnitResponse,
 };
 use milonga_protocol::{Epoch, Layout, Limits, Position, Published, SharedEnv, Time, UnitIndex};
 use milonga_transport::{Peer, SharedNetwork};
@@ -428,20 +428,20 @@ impl Cluster {
         }
     }
 
-    /// Whether `unit` still serves the epoch (rule 21).
+    /// Whether `unit` still serves the epoch (rule 21), with its marks of the last segment.
     pub(crate) async fn confirm(
         &self,
         view: &View,
         unit: UnitIndex,
         deadline: Time,
-    ) -> Result<(), Failure> {
+    ) -> Result<Marks, Failure> {
         let unit = view.unit(unit);
         let epoch = view.epoch();
         match self
             .unit(unit, UnitRequest::Confirm { epoch }, deadline)
             .await?
         {
-            (UnitResponse::Serving { .. }, _) => Ok(()),
+            (UnitResponse::Serving { marks }, _) => Ok(marks),
             _ => Err(garbage(unit, "no confirmation")),
         }
     }

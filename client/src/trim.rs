@@ -65,18 +65,10 @@ pub(crate) async fn settled(
     let segment = view.last_segment();
     let chains = &view.layout().segments[segment].chains;
     let marks = try_join_all(chains.iter().enumerate().map(async |(chain, units)| {
-        let tail = view.unit(*units.last().expect("a chain has replicas"));
-        let epoch = view.epoch();
-        match cluster
-            .unit(tail, UnitRequest::Confirm { epoch }, deadline)
-            .await?
-        {
-            (UnitResponse::Serving { marks }, _) => {
-                cluster.raise_settled(view, segment, chain, marks.settled);
-                Ok(marks.settled)
-            }
-            _ => Err(garbage(tail, "no confirmation")),
-        }
+        let tail = *units.last().expect("a chain has replicas");
+        let settled = cluster.confirm(view, tail, deadline).await?.settled;
+        cluster.raise_settled(view, segment, chain, settled);
+        Ok::<_, Failure>(settled)
     }));
     Ok(marks.await?.into_iter().min().unwrap_or_default())
 }

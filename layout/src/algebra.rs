@@ -37,6 +37,12 @@ pub(crate) fn vacancies(layout: &Layout) -> impl Iterator<Item = (u16, usize)> {
     })
 }
 
+/// Units that are still being given something; one may come more than once.
+pub(crate) fn joining(layout: &Layout) -> impl Iterator<Item = UnitIndex> {
+    let joining = layout.segments.iter().flat_map(|s| &s.joining);
+    joining.map(|joining| joining.unit)
+}
+
 /// How the units of one layout differ from those of the layout before.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Change {

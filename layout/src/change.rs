@@ -540,8 +540,7 @@ fn vacant(layout: &Layout, chain: u16) -> bool {
 /// Whether there is something that the member is still being given.
 fn is_joining(layout: &Layout, name: &ServerName) -> bool {
     let unit = policy::member(layout, name);
-    let mut joining = layout.segments.iter().flat_map(|s| &s.joining);
-    joining.any(|joining| Some(joining.unit) == unit)
+    algebra::joining(layout).any(|joining| Some(joining) == unit)
 }
 
 fn list(names: &[ServerName]) -> String {

@@ -22,6 +22,7 @@ use milonga_protocol::messages::{
 use milonga_protocol::plants::{self, Plant};
 use milonga_protocol::{Layout, Position, ServerName, Time, UnitIndex};
 
+use crate::algebra;
 use crate::core::LayoutCore;
 use crate::phase::Errand;
 
@@ -273,9 +274,8 @@ impl LayoutCore {
     }
 
     fn is_joining(&self, unit: UnitIndex) -> bool {
-        let segments = self.history.current().map_or(&[][..], |l| &l.segments);
-        let mut joining = segments.iter().flat_map(|s| &s.joining);
-        joining.any(|j| j.unit == unit)
+        let layout = self.history.current();
+        layout.is_some_and(|layout| algebra::joining(layout).any(|joining| joining == unit))
     }
 
     /// A unit that cannot take what it lacks does not keep it from others.
@@ -307,9 +307,7 @@ impl LayoutCore {
     /// Who is copied to next, and when: whoever had no turn yet, then who had one longest ago.
     fn next_target(&self) -> Option<(Time, UnitIndex)> {
         let layout = self.history.current()?;
-        let joining = layout.segments.iter().flat_map(|s| &s.joining);
-        let joining = joining.map(|j| j.unit);
-        let lacking = joining.filter(|unit| !self.copied.contains(unit));
+        let lacking = algebra::joining(layout).filter(|unit| !self.copied.contains(unit));
         let turn = |unit| {
             let aside = self.copying_aside.get(&unit);
             (aside.map_or_else(Time::default, |c| c.not_before), unit)

@@ -255,15 +255,7 @@ impl LayoutCore {
     pub(crate) fn opened(&mut self, settle_from: Position) {
         self.publish();
         self.settle(settle_from);
-        // What was said while the store worked was not looked at.
-        let members = self.members().into_iter();
-        let mut names: Vec<_> = members.map(|unit| self.unit_name(unit).clone()).collect();
-        names.push(self.sequencer.clone());
-        for name in names {
-            if let Some(cause) = self.over(&name) {
-                return self.gather(cause);
-            }
-        }
+        self.look_at_all();
     }
 
     /// Tells every unit that all below the start is settled.

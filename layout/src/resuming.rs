@@ -26,7 +26,7 @@ impl LayoutCore {
     }
 
     /// What was said while the store worked was not looked at.
-    fn look_at_all(&mut self) {
+    pub(crate) fn look_at_all(&mut self) {
         for name in self.needed() {
             if let Some(cause) = self.over(&name) {
                 return self.gather(cause);

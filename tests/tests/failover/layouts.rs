@@ -33,13 +33,15 @@ impl Cluster {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_layout_goes_on_without_its_leader_and_appends_do_not_notice() {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let mut cluster = Cluster::start(dir.path(), 3);
-    let config = ClientConfig::read(dir.path().join("client.toml")).expect("just written");
-    let milonga = Milonga::connect(config).await.expect("connects");
-    let map = milonga.map::<String, u64>("kept").await.expect("opens");
-    let log = log_client(&dir.path().join("certs"), &cluster.layout).await;
-    let writers = Writers::start(&map);
-    let acked = Arc::clone(&writers.acked);
+    let Load {
+        mut cluster,
+        milonga,
+        map,
+        log,
+        writers,
+        acked,
+        ..
+    } = Load::start(dir.path(), 3).await;
     let is = |wanted: &'static [&'static str]| move |layout: &Layout| chain(layout) == wanted;
     goes_on_when(&log, &acked, is(&["unit-1a", "unit-1b"])).await;
     // Everything of the epoch is done, and recorded.
@@ -84,13 +86,15 @@ async fn the_layout_goes_on_without_its_leader_and_appends_do_not_notice() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn appends_and_reads_go_on_without_a_majority_of_the_layout() {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let mut cluster = Cluster::start(dir.path(), 3);
-    let config = ClientConfig::read(dir.path().join("client.toml")).expect("just written");
-    let milonga = Milonga::connect(config.clone()).await.expect("connects");
-    let map = milonga.map::<String, u64>("kept").await.expect("opens");
-    let log = log_client(&dir.path().join("certs"), &cluster.layout).await;
-    let writers = Writers::start(&map);
-    let acked = Arc::clone(&writers.acked);
+    let Load {
+        mut cluster,
+        config,
+        milonga,
+        map,
+        log,
+        writers,
+        acked,
+    } = Load::start(dir.path(), 3).await;
     let is = |wanted: &'static [&'static str]| move |layout: &Layout| chain(layout) == wanted;
     goes_on_when(&log, &acked, is(&["unit-1a", "unit-1b"])).await;
     sleep(1_000).await;

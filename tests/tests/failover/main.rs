@@ -136,6 +136,38 @@ async fn log_client(certificates: &Path, layout: &[ServerAddress]) -> Arc<LogCli
     client.await.expect("connects")
 }
 
+/// A cluster under load, with a map that keeps what was acknowledged.
+struct Load {
+    cluster: Cluster,
+    config: ClientConfig,
+    milonga: Milonga,
+    map: Map<String, u64>,
+    log: Arc<LogClient>,
+    writers: Writers,
+    acked: Arc<Mutex<Acked>>,
+}
+
+impl Load {
+    async fn start(dir: &Path, layouts: usize) -> Self {
+        let cluster = Cluster::start(dir, layouts);
+        let config = ClientConfig::read(dir.join("client.toml")).expect("just written");
+        let milonga = Milonga::connect(config.clone()).await.expect("connects");
+        let map = milonga.map::<String, u64>("kept").await.expect("opens");
+        let log = log_client(&dir.join("certs"), &cluster.layout).await;
+        let writers = Writers::start(&map);
+        let acked = Arc::clone(&writers.acked);
+        Self {
+            cluster,
+            config,
+            milonga,
+            map,
+            log,
+            writers,
+            acked,
+        }
+    }
+}
+
 async fn sleep(ms: u64) {
     tokio::time::sleep(Duration::from_millis(ms)).await;
 }
@@ -240,13 +272,15 @@ impl Writers {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_spare_sequencer_takes_over_and_nothing_acknowledged_is_lost() {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let mut cluster = Cluster::start(dir.path(), 1);
-    let config = ClientConfig::read(dir.path().join("client.toml")).expect("just written");
-    let milonga = Milonga::connect(config).await.expect("connects");
-    let map = milonga.map::<String, u64>("kept").await.expect("opens");
-    let log = log_client(&dir.path().join("certs"), &cluster.layout).await;
-    let writers = Writers::start(&map);
-    let acked = Arc::clone(&writers.acked);
+    let Load {
+        mut cluster,
+        milonga,
+        map,
+        log,
+        writers,
+        acked,
+        ..
+    } = Load::start(dir.path(), 1).await;
     goes_on_with(&log, "sequencer-1", &acked).await;
     cluster.kill("sequencer-1");
     let killed = goes_on_with(&log, "sequencer-2", &acked).await;
@@ -266,13 +300,15 @@ async fn a_spare_sequencer_takes_over_and_nothing_acknowledged_is_lost() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_chain_goes_on_without_a_unit_and_takes_it_in_again() {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let mut cluster = Cluster::start(dir.path(), 1);
-    let config = ClientConfig::read(dir.path().join("client.toml")).expect("just written");
-    let milonga = Milonga::connect(config.clone()).await.expect("connects");
-    let map = milonga.map::<String, u64>("kept").await.expect("opens");
-    let log = log_client(&dir.path().join("certs"), &cluster.layout).await;
-    let writers = Writers::start(&map);
-    let acked = Arc::clone(&writers.acked);
+    let Load {
+        mut cluster,
+        config,
+        milonga,
+        map,
+        log,
+        writers,
+        acked,
+    } = Load::start(dir.path(), 1).await;
     let is = |wanted: &'static [&'static str]| move |layout: &Layout| chain(layout) == wanted;
     goes_on_when(&log, &acked, is(&["unit-1a", "unit-1b"])).await;
     // The head.
