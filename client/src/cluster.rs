@@ -360,14 +360,14 @@ impl Cluster {
         self.changed.notify_waiters();
     }
 
-    /// Sends an encoded request to a unit.
+    /// Sends an encoded request to a unit of the layout of `epoch`, which may have ended: then only who is alive answers.
     pub(crate) async fn unit_message(
         &self,
+        epoch: Epoch,
         unit: &Peer,
         message: Message,
         deadline: Time,
     ) -> Result<(UnitResponse, Bytes), Failure> {
-        let epoch = self.view.borrow().epoch();
         // Whoever is alive answers: sealed, or with what it did before.
         let still = Some(ANSWERS_STILL);
         let answer = self.call_in(epoch, unit, message, still, deadline);
@@ -380,12 +380,13 @@ impl Cluster {
     /// Sends a request without a body to a unit.
     pub(crate) async fn unit(
         &self,
+        epoch: Epoch,
         unit: &Peer,
         request: UnitRequest,
         deadline: Time,
     ) -> Result<(UnitResponse, Bytes), Failure> {
         let message = Request::Unit(request).into_message(Bytes::new());
-        self.unit_message(unit, message, deadline).await
+        self.unit_message(epoch, unit, message, deadline).await
     }
 
     /// Sends a request to the sequencer of `view`.
@@ -438,7 +439,7 @@ impl Cluster {
         let unit = view.unit(unit);
         let epoch = view.epoch();
         match self
-            .unit(unit, UnitRequest::Confirm { epoch }, deadline)
+            .unit(epoch, unit, UnitRequest::Confirm { epoch }, deadline)
             .await?
         {
             (UnitResponse::Serving { marks }, _) => Ok(marks),

@@ -315,7 +315,10 @@ impl Reader {
             settled: self.cluster.settled(view, ask.segment, ask.chain),
             positions: positions.to_vec(),
         };
-        let (response, body) = self.cluster.unit(unit, request, deadline).await?;
+        let (response, body) = self
+            .cluster
+            .unit(view.epoch(), unit, request, deadline)
+            .await?;
         let UnitResponse::Values { answers, .. } = response else {
             return Err(garbage(unit, "no values to a read"));
         };
@@ -373,11 +376,11 @@ impl Reader {
         let unit = view
             .unit(view.chain(ask.segment, ask.chain)[ask.place])
             .clone();
-        let cluster = Arc::clone(&self.cluster);
+        let (cluster, epoch) = (Arc::clone(&self.cluster), view.epoch());
         metrics::counter!("milonga_client_repairs_total").increment(1);
         self.tasks.spawn("repair", async move {
             let deadline = cluster.call_deadline(cluster.deadline());
-            let answer = cluster.unit_message(&unit, request.into_message(body), deadline);
+            let answer = cluster.unit_message(epoch, &unit, request.into_message(body), deadline);
             match answer.await {
                 Ok((response, _)) => tracing::debug!(%unit, %position, ?response, "repaired"),
                 Err(failure) => tracing::debug!(%unit, %position, %failure, "not repaired"),

@@ -288,7 +288,10 @@ impl Settler {
     ) -> (SendId, Result<(Response, Bytes), Failure>) {
         let message = Request::Unit(send.request).into_message(send.body);
         let unit = view.unit(send.unit);
-        let answer = self.cluster.unit_message(unit, message, deadline).await;
+        let answer = self
+            .cluster
+            .unit_message(view.epoch(), unit, message, deadline)
+            .await;
         (
             send.id,
             answer.map(|(response, body)| (Response::Unit(response), body)),

@@ -190,7 +190,7 @@ impl Reader {
         let call_by = self.cluster.env.now().after(options.call_timeout + wait);
         let (response, body) = self
             .cluster
-            .unit(unit, request, call_by.min(deadline))
+            .unit(view.epoch(), unit, request, call_by.min(deadline))
             .await?;
         match response {
             UnitResponse::Entries {

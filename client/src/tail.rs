@@ -269,7 +269,11 @@ impl TailChecks {
                 epoch: view.epoch(),
                 streams: chunk.to_vec(),
             };
-            match self.cluster.unit(unit, request, deadline).await? {
+            match self
+                .cluster
+                .unit(view.epoch(), unit, request, deadline)
+                .await?
+            {
                 (
                     UnitResponse::Ends {
                         marks,

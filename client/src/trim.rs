@@ -39,7 +39,7 @@ async fn attempt(
         let unit = view.unit(unit);
         let epoch = view.epoch();
         let request = UnitRequest::Trim { epoch, below };
-        match cluster.unit(unit, request, deadline).await? {
+        match cluster.unit(epoch, unit, request, deadline).await? {
             (UnitResponse::Trimmed { below }, _) => Ok(below),
             _ => Err(garbage(unit, "no mark to a trim")),
         }
@@ -81,7 +81,10 @@ pub(crate) async fn tell_settled(cluster: &Cluster, view: &View, mark: Position,
     let behind = chains.iter().filter_map(|units| units.split_last());
     let told = behind.flat_map(|(_, units)| units).map(async |unit| {
         let request = UnitRequest::Told { epoch, settled };
-        if let Err(failure) = cluster.unit(view.unit(*unit), request, deadline).await {
+        if let Err(failure) = cluster
+            .unit(epoch, view.unit(*unit), request, deadline)
+            .await
+        {
             tracing::debug!(%failure, "mark not told");
         }
     });

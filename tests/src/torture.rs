@@ -2,7 +2,7 @@
 //! client that knows what it was told.
 //!
 //! ```text
-//!   schedule (seed) ── round ── signals ──> cluster: layout-1, sequencer-1 and -2, units 1a 1b 2a 2b and a spare
+//!   schedule (seed) ── round ── signals ──> cluster: layout-1 to -3, sequencer-1 and -2, units 1a 1b 2a 2b, a spare
 //!                        |                     ^
 //!                     ledger <── load ─────────+   every lane notes what came of each of its updates
 //!                        |       sample, hand ─'   what the witness judges
@@ -27,6 +27,7 @@ mod sample;
 mod schedule;
 mod tally;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::Path;
 use std::process::ExitCode;
@@ -253,13 +254,17 @@ async fn whole(cluster: &Cluster, env: &SharedEnv) -> Result<(), AnyError> {
         env: Arc::clone(env),
         network: cluster.network(env)?,
     };
-    let layout = cluster.layout();
+    let members = cluster.layouts();
     let began = Instant::now();
     loop {
         let lacks = async {
-            let published = asker.layout(&layout).await?.layout;
-            let status = asker.status(&layout).await?;
-            let facts = status.roles.get("layout").cloned().unwrap_or_default();
+            let mut facts = BTreeMap::new();
+            // What is lacking, only the leader says.
+            for member in &members {
+                let mut status = asker.status(member).await?;
+                facts.extend(status.roles.remove("layout").unwrap_or_default());
+            }
+            let published = asker.layout(&members[0]).await?.layout;
             let short = ["reduced redundancy", "copying"].map(|fact| facts.contains_key(fact));
             let whole = published.segments.iter().all(|segment| {
                 segment.joining.is_empty() && segment.chains.iter().all(|chain| chain.len() == 2)

@@ -29,6 +29,9 @@ pub struct Bounds {
     pub idle: Duration,
     /// How often a connection without traffic is probed.
     pub keep_alive: Duration,
+    /// A server that has acknowledged nothing for so long, though there was something, is dialled anew by the next call;
+    /// calls that are under way stay where they are. It should be several round trips.
+    pub silent: Duration,
 }
 
 impl Default for Bounds {
@@ -41,6 +44,7 @@ impl Default for Bounds {
             handshake: Duration::from_secs(5),
             idle: Duration::from_secs(10),
             keep_alive: Duration::from_secs(2),
+            silent: Duration::from_millis(500),
         }
     }
 }

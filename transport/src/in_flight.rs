@@ -114,6 +114,12 @@ impl Table {
 }
 
 impl InFlight {
+    /// Whether no call waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        let table = lock(&self.table);
+        table.free.len() == table.slots.len()
+    }
+
     /// Takes a call in.
     ///
     /// # Errors

@@ -23,6 +23,7 @@ mod replies;
 mod serve;
 mod server;
 mod settings;
+mod silence;
 mod socket;
 #[cfg(test)]
 mod tests;

@@ -109,7 +109,11 @@ impl Appender {
         let message = part.message(settled);
         let deadline = self.cluster.call_deadline(part.deadline());
         let unit = self.unit(part, place);
-        let answer = match self.cluster.unit_message(unit, message, deadline).await {
+        let answer = match self
+            .cluster
+            .unit_message(part.view.epoch(), unit, message, deadline)
+            .await
+        {
             Ok((UnitResponse::Written { answers, marks }, _))
                 if answers.len() == part.items.len() =>
             {

@@ -12,26 +12,25 @@ use std::time::{Duration, Instant};
 
 use milonga_client::{ClientOptions, LogClient};
 use milonga_node::{
-    LayoutSettings, ProcessConfig, SequencerSettings, ServerAddress, TlsPaths, UnitSettings,
+    LayoutSettings, NEW_LAYOUT, ProcessConfig, SequencerSettings, ServerAddress, TlsPaths,
+    UnitSettings,
 };
 use milonga_protocol::{Incarnation, ServerName, SharedEnv};
 use milonga_transport::{Identity, Peer, QuicNetwork, Role, SharedNetwork, certs};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::schedule::{CHAINS, NAMES, SPARE};
+use super::schedule::{CHAINS, LAYOUTS, NAMES, SPARE};
 use super::{AnyError, pause};
 
 /// First argument that makes this binary the `milonga` command.
 pub(super) const SERVER: &str = "server";
-/// The process that has the layout.
-const LAYOUT: &str = "layout-1";
 /// The kernel needs no longer for a signal.
 const SIGNAL_TAKES: Duration = Duration::from_secs(2);
 
 /// Running servers; killed when dropped.
 pub(super) struct Cluster {
     dir: PathBuf,
-    layout_at: String,
+    layouts: Vec<ServerAddress>,
     running: BTreeMap<&'static str, Child>,
 }
 
@@ -49,7 +48,10 @@ impl Cluster {
         }
         let mut cluster = Self {
             dir: dir.to_owned(),
-            layout_at: addresses[0].to_string(),
+            layouts: (NAMES.iter().zip(&addresses))
+                .filter(|(name, _)| LAYOUTS.contains(name))
+                .map(|(name, at)| ServerAddress::new(name, &at.to_string()))
+                .collect(),
             running: BTreeMap::new(),
         };
         for (name, listen) in NAMES.into_iter().zip(addresses) {
@@ -58,8 +60,12 @@ impl Cluster {
             let tls = TlsPaths::of(&dir.join("certs"), name);
             let mut config = ProcessConfig::new(name, listen, tls);
             config.data = Some(cluster.data(name));
-            config.layout_servers = vec![ServerAddress::new(LAYOUT, &cluster.layout_at)];
+            config.layout_servers.clone_from(&cluster.layouts);
             give_role(&mut config, name);
+            if LAYOUTS.contains(&name) {
+                fs::create_dir(cluster.data(name))?;
+                fs::write(cluster.data(name).join(NEW_LAYOUT), "")?;
+            }
             fs::write(cluster.config(name), config.to_toml())?;
         }
         for name in NAMES {
@@ -217,9 +223,9 @@ impl Cluster {
         Ok(QuicNetwork::client(Arc::clone(env), &tls, identity))
     }
 
-    /// Where the layout is.
-    pub(super) fn layout(&self) -> Peer {
-        ServerAddress::new(LAYOUT, &self.layout_at).peer()
+    /// Where the members of the layout are.
+    pub(super) fn layouts(&self) -> Vec<Peer> {
+        self.layouts.iter().map(ServerAddress::peer).collect()
     }
 
     /// A client that nothing of was there before. Its calls end after `deadline`; it may take longer to connect.
@@ -233,7 +239,7 @@ impl Cluster {
         let give_up = Instant::now() + Duration::from_secs(30);
         loop {
             let (env, network) = (Arc::clone(env), self.network(env)?);
-            let client = LogClient::connect(env, network, vec![self.layout()], options.clone());
+            let client = LogClient::connect(env, network, self.layouts(), options.clone());
             match client.await {
                 Ok(client) => return Ok(client),
                 Err(error) if Instant::now() > give_up => return Err(error.into()),

@@ -6,8 +6,10 @@ use std::time::Duration;
 use crate::world::Rng;
 
 /// All processes.
-pub(super) const NAMES: [&str; 8] = [
+pub(super) const NAMES: [&str; 10] = [
     "layout-1",
+    "layout-2",
+    "layout-3",
     "sequencer-1",
     "sequencer-2",
     "unit-1a",
@@ -17,6 +19,8 @@ pub(super) const NAMES: [&str; 8] = [
     "unit-3a",
 ];
 
+/// The members of the layout.
+pub(super) const LAYOUTS: [&str; 3] = ["layout-1", "layout-2", "layout-3"];
 /// The chains at the beginning; `unit-3a` is the spare.
 pub(super) const CHAINS: [[&str; 2]; 2] = [["unit-1a", "unit-1b"], ["unit-2a", "unit-2b"]];
 /// The unit in no chain.

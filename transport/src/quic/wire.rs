@@ -1,8 +1,10 @@
 //! One connection to a server: calls go out, answers come back.
 
 use std::array;
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use milonga_protocol::env::{SharedEnv, Task, Time};
 use milonga_protocol::frame::{FrameKind, Message};
@@ -16,9 +18,13 @@ use super::link::Link;
 use super::numbers::Numbers;
 use super::pipe::Pipe;
 use super::settings::{BULK_BYTES, CALL_STREAMS};
+use super::silence::Silence;
 use crate::bounds::{Bounds, permits};
 use crate::identity::Identity;
 use crate::in_flight::{InFlight, NoAnswer, Pending};
+
+/// How often a connection is looked at until it counts as silent.
+const LOOKS: u32 = 5;
 
 /// A connection as callers see it.
 pub(super) struct Wire {
@@ -68,7 +74,15 @@ impl Wire {
             bulk: pipe(),
             turn: AtomicUsize::new(0),
         });
-        let keeper = keep(wire.clone(), opened, env.clone(), identity.clone(), link);
+        let silent = bounds.silent;
+        let keeper = keep(
+            wire.clone(),
+            opened,
+            env.clone(),
+            identity.clone(),
+            silent,
+            link,
+        );
         // Ends with the connection.
         env.spawn("connection to a server", Box::pin(keeper))
             .detach();
@@ -120,6 +134,7 @@ async fn keep(
     opened: Opened,
     env: SharedEnv,
     identity: Arc<Identity>,
+    silent: Duration,
     link: Weak<Link>,
 ) {
     let Opened {
@@ -154,10 +169,37 @@ async fn keep(
     };
     tasks.push(env.spawn("large responses", Box::pin(large)));
 
-    let why: Arc<str> = text(&connection.closed().await).into();
+    let why: Arc<str> = lost(&wire, &connection, &env, silent, &link).await.into();
     wire.close(&why);
     if let Some(link) = link.upgrade() {
         link.lost(&wire);
+    }
+}
+
+/// Completes when the connection is lost; says why. Before, once the server has fallen silent, the next call makes another
+/// connection, and this one goes when nobody waits for an answer any more.
+async fn lost(
+    wire: &Arc<Wire>,
+    connection: &Connection,
+    env: &SharedEnv,
+    silent: Duration,
+    link: &Weak<Link>,
+) -> String {
+    let mut closed = pin!(connection.closed());
+    let (mut silence, mut is_left) = (Silence::default(), false);
+    loop {
+        tokio::select! {
+            biased;
+            why = &mut closed => return text(&why),
+            () = env.sleep(silent / LOOKS) => {}
+        }
+        is_left |= silence.look(env.now(), &connection.stats()) >= silent;
+        if is_left && let Some(link) = link.upgrade() {
+            link.lost(wire);
+        }
+        if is_left && wire.in_flight.is_empty() {
+            Close::Done.close(connection, "replaced after silence");
+        }
     }
 }
 

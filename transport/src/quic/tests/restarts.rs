@@ -128,6 +128,41 @@ impl Killable {
     }
 }
 
+/// What waits to be repeated fills the window, and is repeated ever more slowly.
+#[tokio::test]
+async fn a_killed_server_is_found_again_however_much_it_was_sent_before() {
+    let town = Town::new();
+    let tls = town.tls("unit-1a", Role::Server);
+    let client = town.client("app");
+    let server = killable(tls.clone(), LOCAL);
+    let address = server.address;
+    let to = Peer {
+        name: "unit-1a".into(),
+        address: address.to_string().into(),
+    };
+    town.call(&client, &to).await.expect("it runs");
+    server.kill();
+    let now = town.env.now();
+    let much = || {
+        let request = Message {
+            body: Bytes::from(vec![0; 200_000]),
+            ..Message::default()
+        };
+        client.call(&to, request, now.after(Duration::from_millis(1_200)))
+    };
+    let answers = tokio::join!(much(), much(), much(), much());
+    assert!(answers.0.is_err() && answers.1.is_err() && answers.2.is_err() && answers.3.is_err());
+    // Repeated 1.6 and 3.3 s after the kill, about.
+    town.env
+        .sleep_until(now.after(Duration::from_millis(1_800)))
+        .await;
+    let server = killable(tls, address);
+    let deadline = town.env.now().after(Duration::from_millis(1_200));
+    let answer = client.call(&to, Message::default(), deadline).await;
+    server.kill();
+    answer.expect("it is back");
+}
+
 #[tokio::test]
 async fn a_killed_server_is_known_to_be_gone_as_soon_as_it_is_back() {
     let town = Town::new();
