@@ -21,6 +21,7 @@ use crate::joining::Joining;
 use crate::phase::{Errand, Phase, Runs};
 use crate::plan::{ClusterPlan, PlanError};
 use crate::suspicion::Patience;
+use crate::took::Took;
 
 /// A unit that says so again after this long really serves nothing (and its hello is not an old one, overtaken).
 const NOT_SERVING_FOR: Duration = Duration::from_millis(500);
@@ -50,6 +51,7 @@ pub struct LayoutCore {
     pub(crate) courier: Courier<Errand>,
     /// When the present phase, or the part of it that units are waited for in, began.
     pub(crate) phase_since: Time,
+    pub(crate) took: Took,
     /// Runs that the current epoch was opened with.
     pub(crate) runs: Runs,
     pub(crate) patience: Patience,
@@ -126,6 +128,7 @@ impl LayoutCore {
             },
             courier: Courier::new(),
             phase_since: now,
+            took: Took::default(),
             runs: Runs::new(),
             patience: Patience::default(),
             unresponsive: BTreeMap::new(),
@@ -355,6 +358,7 @@ impl LayoutCore {
             fact("sequencers heard", here.join(", "));
         }
         fact("waits", self.gets.len().to_string());
+        facts.extend(self.took.facts());
         facts.extend(self.facts_of_care());
         facts
     }

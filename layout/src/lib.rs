@@ -46,6 +46,7 @@ mod settling;
 mod store;
 mod suspicion;
 mod tails;
+mod took;
 mod words;
 
 #[cfg(test)]

@@ -253,6 +253,7 @@ impl LayoutCore {
 
     /// All confirmed, and the store knows: the layout is handed out, and settled below its start.
     pub(crate) fn opened(&mut self, settle_from: Position) {
+        self.took.opened(self.now);
         self.publish();
         self.settle(settle_from);
         self.look_at_all();

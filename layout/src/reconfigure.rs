@@ -108,6 +108,7 @@ impl LayoutCore {
             sequencer: false,
         });
         self.phase_since = self.now;
+        self.took.begins(self.now);
         // A sequencer that cannot be reached must not cost the units their epoch.
         self.send(Errand::SealSequencer, 0);
     }
@@ -220,6 +221,7 @@ impl LayoutCore {
             settle_from: seen.settled().min(layout.start),
         };
         let parent = self.history.epoch();
+        self.took.sealed(self.now);
         self.phase = Phase::Commit(rest);
         self.store(StoreChange::Commit { parent, layout });
     }
