@@ -57,8 +57,11 @@ type AnyError = Box<dyn std::error::Error + Send + Sync>;
 #[command(name = "torture")]
 struct Args {
     /// How many rounds.
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=2_000))]
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(..=2_000))]
     rounds: u64,
+    /// After them, so many rounds in which all units lose their power at once. Needs root, for a disk of its own.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1_000))]
+    power_cuts: u64,
     /// Draws who is hurt, when and how; printed if it is drawn itself.
     #[arg(long)]
     seed: Option<u64>,
@@ -124,7 +127,7 @@ async fn run(args: &Args) -> ExitCode {
     let ended = tokio::select! {
         biased;
         code = told_to_stop() => return code,
-        ended = torture(args.rounds, dir.path(), &mut report, &say_it) => ended,
+        ended = torture(args, dir.path(), &mut report, &say_it) => ended,
     };
     if let Err(error) = ended {
         report.fail(format!("torture: {}", why(&*error)));
@@ -173,13 +176,14 @@ async fn within<T>(
 }
 
 async fn torture(
-    rounds: u64,
+    args: &Args,
     dir: &Path,
     report: &mut Report,
     say_it: &impl Fn(&str),
 ) -> Result<(), AnyError> {
     let env: SharedEnv = TokioEnv::try_new()?;
-    let mut cluster = Cluster::start(dir)?;
+    let rounds = args.rounds + args.power_cuts;
+    let mut cluster = Cluster::start(dir, args.power_cuts > 0)?;
     let began = within(
         START * 2,
         "the start",
@@ -192,7 +196,11 @@ async fn torture(
     } = began.await?;
     let mut rng = Rng::new(report.seed, "rounds");
     for number in 1..=rounds {
-        let strikes = schedule::draw(&mut rng);
+        let strikes = if number > args.rounds {
+            schedule::power_cut(&mut rng)
+        } else {
+            schedule::draw(&mut rng)
+        };
         let round = round::play(number, strikes, &mut cluster, &ledger).await;
         say_it(&round.line());
         cluster.note(&format!("{} {}", clock(), round.line()));

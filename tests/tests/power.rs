@@ -1,81 +1,20 @@
 //! Power failures: the file system is shut down under a running log, unsynced data is gone after the remount.
 
 use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use milonga::{Milonga, Position, ReadAnswer};
+use milonga_tests::LoopDisk;
 
 const CUTS: usize = 5;
-
-/// ext4 on a loop device, mounted on a folder; taken down when dropped.
-struct LoopDisk {
-    image: PathBuf,
-    mount: PathBuf,
-}
-
-fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
-    let output = Command::new(program)
-        .args(arguments)
-        .output()
-        .map_err(|e| format!("{program}: {e}"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(format!(
-        "{program} {arguments:?}: {}",
-        String::from_utf8_lossy(&output.stderr).trim()
-    ))
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("temporary paths are text")
-}
-
-impl LoopDisk {
-    fn make(dir: &Path) -> Result<Self, String> {
-        let disk = Self {
-            image: dir.join("disk.img"),
-            mount: dir.join("mount"),
-        };
-        std::fs::create_dir_all(&disk.mount).map_err(|e| e.to_string())?;
-        let file = std::fs::File::create(&disk.image).map_err(|e| e.to_string())?;
-        file.set_len(1 << 30).map_err(|e| e.to_string())?;
-        run("mkfs.ext4", &["-q", "-F", text(&disk.image)])?;
-        disk.mount()?;
-        Ok(disk)
-    }
-
-    fn mount(&self) -> Result<(), String> {
-        run(
-            "mount",
-            &["-o", "loop", text(&self.image), text(&self.mount)],
-        )
-    }
-
-    fn unmount(&self) -> Result<(), String> {
-        run("umount", &[text(&self.mount)])
-    }
-
-    /// FS_IOC_SHUTDOWN without flushing the journal: as if the power went.
-    fn cut_power(&self) -> Result<(), String> {
-        let script = "import fcntl,os,struct,sys; fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587d, struct.pack('I', 2))";
-        run("python3", &["-c", script, text(&self.mount)])
-    }
-}
-
-impl Drop for LoopDisk {
-    fn drop(&mut self) {
-        let _ = self.unmount();
-    }
-}
 
 #[test]
 fn power_cuts_lose_nothing_acknowledged() {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let disk = match LoopDisk::make(dir.path()) {
+    let disk = match LoopDisk::make(dir.path(), 1 << 30) {
         Ok(disk) => disk,
         Err(why) => {
             println!("SKIPPED power cuts: no loop-mounted ext4 here ({why}); run as root");
@@ -91,9 +30,9 @@ fn power_cuts_lose_nothing_acknowledged() {
             new.len()
         );
         acked.extend(new);
-        disk.unmount().expect("nobody uses it");
-        disk.mount().expect("the journal replays");
-        check(&disk.mount.join("log"), &acked);
+        disk.remount()
+            .expect("nobody uses it, and the journal replays");
+        check(&disk.folder().join("log"), &acked);
         println!(
             "power cut {cut}: all {} acknowledged entries are there",
             acked.len()
@@ -104,7 +43,14 @@ fn power_cuts_lose_nothing_acknowledged() {
 /// Starts the appender, cuts the power under it, and gives what it had acknowledged.
 fn append_until_power_fails(disk: &LoopDisk) -> Vec<(Position, String)> {
     let mut child = Command::new(env!("CARGO_BIN_EXE_child"))
-        .args(["append", text(&disk.mount.join("log")), "32"])
+        .args([
+            "append",
+            disk.folder()
+                .join("log")
+                .to_str()
+                .expect("temporary paths are text"),
+            "32",
+        ])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()

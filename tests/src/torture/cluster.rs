@@ -19,11 +19,15 @@ use milonga_protocol::{Incarnation, ServerName, SharedEnv};
 use milonga_transport::{Identity, Peer, QuicNetwork, Role, SharedNetwork, certs};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::LoopDisk;
+
 use super::schedule::{CHAINS, LAYOUTS, NAMES, SPARE};
 use super::{AnyError, pause};
 
 /// First argument that makes this binary the `milonga` command.
 pub(super) const SERVER: &str = "server";
+/// Of the disk that all units share, sparse.
+const DISK: u64 = 8 << 30;
 /// The kernel needs no longer for a signal.
 const SIGNAL_TAKES: Duration = Duration::from_secs(2);
 
@@ -32,12 +36,20 @@ pub(super) struct Cluster {
     dir: PathBuf,
     layouts: Vec<ServerAddress>,
     running: BTreeMap<&'static str, Child>,
+    /// Where the data of all units is, if its power can be cut.
+    disk: Option<LoopDisk>,
 }
 
 impl Cluster {
-    /// Makes certificates and configurations in `dir`, and starts all servers.
-    pub(super) fn start(dir: &Path) -> Result<Self, AnyError> {
+    /// Makes certificates and configurations in `dir`, and starts all servers. The units' power can be cut if it `has_disk`.
+    pub(super) fn start(dir: &Path, has_disk: bool) -> Result<Self, AnyError> {
         fs::create_dir_all(dir.join("logs"))?;
+        let disk = has_disk.then(|| LoopDisk::make(dir, DISK)).transpose();
+        let disk = disk.map_err(|why| {
+            format!(
+                "power cuts need ext4 on a loop device: {why}; run as root, or without --power-cuts"
+            )
+        })?;
         certs::make_ca(&dir.join("certs"))?;
         certs::make_leaf(&dir.join("certs"), &ServerName::new("client"), Role::Client)?;
         // All at once, so that they differ.
@@ -53,6 +65,7 @@ impl Cluster {
                 .map(|(name, at)| ServerAddress::new(name, &at.to_string()))
                 .collect(),
             running: BTreeMap::new(),
+            disk,
         };
         for (name, listen) in NAMES.into_iter().zip(addresses) {
             let server = ServerName::new(name);
@@ -79,7 +92,10 @@ impl Cluster {
     }
 
     fn data(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
+        match &self.disk {
+            Some(disk) if name.starts_with("unit-") => disk.folder().join(name),
+            _ => self.dir.join(name),
+        }
     }
 
     /// Starts a server; what it says goes to its log.
@@ -163,6 +179,26 @@ impl Cluster {
     pub(super) async fn go_on(&self, name: &str) -> Result<(), AnyError> {
         self.signal(name, Signal::CONT, |state| matches!(state, 'R' | 'S' | 'D'))
             .await
+    }
+
+    /// Cuts the power of all units: nothing that they write from now on is kept.
+    pub(super) fn cut_power(&self) -> Result<(), AnyError> {
+        let disk = self.disk.as_ref().ok_or("its power cannot be cut")?;
+        Ok(disk.cut_power()?)
+    }
+
+    /// The units are gone, and start anew with what they had synced.
+    pub(super) async fn power_is_back(&mut self) -> Result<(), AnyError> {
+        let units = NAMES.into_iter().filter(|name| name.starts_with("unit-"));
+        for unit in units.clone() {
+            self.kill(unit).await?;
+        }
+        let disk = self.disk.as_ref().ok_or("its power cannot be cut")?;
+        disk.remount()?;
+        for unit in units {
+            self.spawn(unit)?;
+        }
+        Ok(())
     }
 
     /// Says who does not run, though nobody killed it.

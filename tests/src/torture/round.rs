@@ -130,6 +130,8 @@ async fn strike(strikes: &[Strike], cluster: &mut Cluster) -> Result<(), AnyErro
             (How::Kill, false) => cluster.spawn(victim),
             (How::Stop, true) => cluster.stop(victim).await,
             (How::Stop, false) => cluster.go_on(victim).await,
+            (How::PowerCut, true) => cluster.cut_power(),
+            (How::PowerCut, false) => cluster.power_is_back().await,
         };
         let what = if begins { "begins" } else { "ends" };
         cluster.note(&format!("{} {how} of {victim} {what}", clock()));

@@ -26,6 +26,9 @@ pub(super) const CHAINS: [[&str; 2]; 2] = [["unit-1a", "unit-1b"], ["unit-2a", "
 /// The unit in no chain.
 pub(super) const SPARE: &str = "unit-3a";
 
+/// Stands for every unit.
+const ALL_UNITS: &str = "all units";
+
 /// How a process is hurt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum How {
@@ -33,6 +36,8 @@ pub(super) enum How {
     Kill,
     /// SIGSTOP, and later SIGCONT.
     Stop,
+    /// Of all units at once: what they have not synced is gone.
+    PowerCut,
 }
 
 impl fmt::Display for How {
@@ -40,6 +45,7 @@ impl fmt::Display for How {
         f.write_str(match self {
             Self::Kill => "SIGKILL",
             Self::Stop => "SIGSTOP",
+            Self::PowerCut => "power cut",
         })
     }
 }
@@ -83,6 +89,16 @@ pub(super) fn draw(rng: &mut Rng) -> Vec<Strike> {
         other.victim = NAMES[rng.index(NAMES.len())];
     }
     vec![first, other]
+}
+
+/// All units lose power at once.
+pub(super) fn power_cut(rng: &mut Rng) -> Vec<Strike> {
+    vec![Strike {
+        victim: ALL_UNITS,
+        how: How::PowerCut,
+        after: Duration::from_millis(rng.between(200, 1_500)),
+        lasts: Duration::from_millis(rng.between(100, 1_000)),
+    }]
 }
 
 fn one(rng: &mut Rng) -> Strike {
