@@ -71,7 +71,7 @@ enum Command {
     Certs(certs::Certs),
     /// Show who serves what, how redundant it is, and what is being done about it.
     Status(status::StatusCommand),
-    /// The cluster: its history, growth and care. move-sequencer, add-unit, remove-unit, replace-unit, add-chain.
+    /// The cluster: its history, growth and care. init, move-sequencer, add-unit, remove-unit, replace-unit, add-chain.
     #[command(subcommand)]
     Cluster(operate::ClusterCommand),
     /// The log itself: append, read, tail, follow, fill, trim.
@@ -146,6 +146,9 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Err
         let sub = sub.mut_subcommand("inspect", |sub| sub.args(both()));
         sub.mut_subcommand("verify", |sub| sub.args(both()))
     });
+    command = command.mut_subcommand("cluster", |sub| {
+        sub.mut_subcommand("init", |sub| sub.args(both()))
+    });
     let cli = Cli::from_arg_matches(&command.try_get_matches_from_mut(arguments)?)
         .map_err(|error| error.format(&mut command))?;
     let wrong = |text: &str| {
@@ -158,7 +161,11 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Err
         Command::Dev(_) if config.is_some() || dir.is_some() => {
             wrong("`dev` makes a cluster of its own; it takes --data DIR, no --dir and no --config")
         }
-        Command::Init(_) | Command::Certs(_) if config.is_some() || dir.is_some() => {
+        Command::Init(_)
+        | Command::Certs(_)
+        | Command::Cluster(operate::ClusterCommand::Init(_))
+            if config.is_some() || dir.is_some() =>
+        {
             wrong("this command makes files below --out; it takes no --dir and no --config")
         }
         Command::Unit(_) if config.is_some() || dir.is_some() => wrong(

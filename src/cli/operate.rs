@@ -22,6 +22,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ClusterCommand {
+    /// Make configurations and certificates of a new cluster; the same as `milonga init`.
+    Init(serve::Init),
     /// Show who serves what; the same as `milonga status`.
     Status(status::StatusCommand),
     /// Show all epochs with their starts, and the chains of the newest layout.
@@ -83,6 +85,7 @@ pub(super) struct How {
 impl ClusterCommand {
     pub(super) async fn run(self, target: &Target, json: bool) -> Result<(), Failure> {
         let (change, how) = match self {
+            Self::Init(init) => return init.run(json),
             Self::Status(command) => return command.run(target, json).await,
             Self::History => return history(target, json).await,
             Self::MoveSequencer { name, how } => {

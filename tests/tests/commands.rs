@@ -157,6 +157,7 @@ fn files_are_overwritten_only_if_that_is_asked_for() {
         "layout-1.toml is there already",
     );
     works(&["init", "--out", &dir, "--keep"]);
+    works(&["cluster", "init", "--out", &dir, "--keep"]);
     assert_eq!(configurations(&dir), before);
     fails(
         &["init", "--out", &dir, "--keep", "--chains", "3"],
