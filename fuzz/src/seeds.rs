@@ -88,6 +88,7 @@ fn unit_requests() -> Vec<(UnitRequest, Bytes)> {
             items: vec![(from, WireValue::Junk)],
         },
         UnitRequest::Rejoin {
+            cluster: ClusterId(1),
             epoch: Epoch(2),
             below: to,
         },

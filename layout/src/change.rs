@@ -175,7 +175,8 @@ impl LayoutCore {
         if self.is_free(name, &unit) {
             return Ok(unit);
         }
-        if !unit.empty {
+        let foreign = unit.cluster.is_some() && unit.cluster != self.history.cluster();
+        if !unit.empty || foreign {
             return Err(format!(
                 "{name} comes with a directory that is in use; start it with an empty one"
             ));

@@ -62,7 +62,8 @@ fn new_unit(layout: &Layout, name: &ServerName, unit: &UnitHello) -> Option<Stri
             other.name
         ));
     }
-    let foreign = !unit.empty && unit.cluster != Some(layout.cluster);
+    let own = Some(layout.cluster);
+    let foreign = unit.cluster != own && (!unit.empty || unit.cluster.is_some());
     foreign
         .then(|| format!("{name} holds data of another cluster; start it with an empty directory"))
 }

@@ -279,8 +279,12 @@ impl LayoutCore {
                 (self.unit_name(*unit), Request::Unit(request))
             }
             (Errand::Rejoin(name, below), Phase::Idle) => {
-                let (epoch, below) = (self.history.next_epoch(), *below);
-                (name, Request::Unit(UnitRequest::Rejoin { epoch, below }))
+                let request = UnitRequest::Rejoin {
+                    cluster: self.history.cluster()?,
+                    epoch: self.history.next_epoch(),
+                    below: *below,
+                };
+                (name, Request::Unit(request))
             }
             _ => return self.request_after_commit(errand),
         };

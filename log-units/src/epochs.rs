@@ -73,6 +73,8 @@ pub(crate) struct Epochs {
     sealed_for: Epoch,
     opening: Option<Opening>,
     pub(crate) rejoining: Option<Rejoining>,
+    /// What is on its way into the superblock.
+    stamping: Option<ClusterId>,
     seals: Vec<(CallId, Epoch)>,
 }
 
@@ -281,22 +283,31 @@ impl Unit {
             let why = error.to_string();
             return Some(Refusal::Malformed { why });
         }
-        let identity = |why| Some(Refusal::Identity { why });
-        let known = self.cluster().or(self.config.cluster);
-        if layout.cluster == ClusterId::default() || known.is_some_and(|k| k != layout.cluster) {
+        if let Some(refusal) = self.foreign(layout.cluster) {
+            return Some(refusal);
+        }
+        layout
+            .find_unit(self.superblock.unit)
+            .is_none()
+            .then(|| Refusal::Identity {
+                why: format!(
+                    "the layout does not list unit {} ({})",
+                    self.superblock.unit, self.superblock.name
+                ),
+            })
+    }
+
+    /// Why this unit cannot be one of `cluster`.
+    pub(crate) fn foreign(&self, cluster: ClusterId) -> Option<Refusal> {
+        let known = self.cluster().or(self.epochs.stamping);
+        let known = known.or(self.config.cluster);
+        let fits = cluster != ClusterId::default() && known.is_none_or(|known| known == cluster);
+        (!fits).then(|| {
             let known = known.unwrap_or_default();
-            return identity(format!(
-                "this unit belongs to cluster {known}, the layout is of cluster {}",
-                layout.cluster
-            ));
-        }
-        if layout.find_unit(self.superblock.unit).is_none() {
-            return identity(format!(
-                "the layout does not list unit {} ({})",
-                self.superblock.unit, self.superblock.name
-            ));
-        }
-        None
+            let why =
+                format!("this unit belongs to cluster {known}, the layout is of cluster {cluster}");
+            Refusal::Identity { why }
+        })
     }
 
     /// Goes on with an opening as far as possible.
@@ -305,13 +316,14 @@ impl Unit {
             let next = match step {
                 OpenStep::Drain if !self.writer.is_idle() || !self.state.is_idle() => return,
                 OpenStep::Drain if self.cluster().is_none() => {
+                    let cluster = self.epochs.opening.as_ref().map(|o| o.layout.cluster);
                     self.set_step(OpenStep::Stamp);
-                    return self.stamp();
+                    return self.stamp(cluster.unwrap_or_default());
                 }
                 OpenStep::Drain => OpenStep::Segment,
                 OpenStep::Stamp => return,
                 OpenStep::Segment => {
-                    if self.index.active.is_none() && self.files.prepared.is_empty() {
+                    if !self.has_segment() {
                         return self.await_segment();
                     }
                     self.begin_voiding();
@@ -339,11 +351,13 @@ impl Unit {
         }
     }
 
-    fn await_segment(&mut self) {
+    pub(crate) fn has_segment(&self) -> bool {
+        self.index.active.is_some() || !self.files.prepared.is_empty()
+    }
+
+    pub(crate) fn await_segment(&mut self) {
         if self.files.out_of_space {
-            self.fail_opening(&Refusal::Busy {
-                what: "disk space for the first segment".to_owned(),
-            });
+            self.no_space("the first segment");
         } else {
             self.prepare_segment();
         }
@@ -399,9 +413,21 @@ impl Unit {
         }
     }
 
+    fn no_space(&mut self, what: &str) {
+        let what = format!("disk space for {what}");
+        let refusal = Refusal::Busy { what };
+        self.fail_rejoining(&refusal);
+        self.fail_opening(&refusal);
+    }
+
     // ------------------------------------------------------------------------------------------------- stamp
 
-    fn stamp(&mut self) {
+    /// Makes this a unit of the cluster, unless that is under way.
+    pub(crate) fn stamp(&mut self, cluster: ClusterId) {
+        if self.epochs.stamping.is_some() {
+            return;
+        }
+        self.epochs.stamping = Some(cluster);
         let op = DiskOp::Create {
             name: SUPERBLOCK_NEW.to_owned(),
             size: SUPERBLOCK_BYTES,
@@ -410,15 +436,16 @@ impl Unit {
     }
 
     pub(crate) fn superblock_done(&mut self, step: u8, result: Result<DiskDone, DiskError>) {
-        let Some(opening) = &self.epochs.opening else {
+        let Some(cluster) = self.epochs.stamping else {
             return;
         };
         let mut superblock = self.superblock.clone();
-        superblock.cluster = opening.layout.cluster;
+        superblock.cluster = cluster;
         match (result, step) {
-            (Err(DiskError::Full), _) => self.fail_opening(&Refusal::Busy {
-                what: "disk space for the superblock".to_owned(),
-            }),
+            (Err(DiskError::Full), _) => {
+                self.epochs.stamping = None;
+                self.no_space("the superblock");
+            }
             (Err(error), _) => self.poison(&format!("writing {SUPERBLOCK}: {error}")),
             (Ok(_), 0) => {
                 let op = DiskOp::WriteAt {
@@ -438,6 +465,7 @@ impl Unit {
             }
             (Ok(_), _) => {
                 self.superblock = superblock;
+                self.epochs.stamping = None;
                 self.set_step(OpenStep::Segment);
             }
         }

@@ -8,13 +8,14 @@ use bytes::Bytes;
 use milonga_protocol::limits::ITEMS_PER_MESSAGE;
 use milonga_protocol::messages::{CallId, Refusal, UnitResponse};
 use milonga_protocol::plants::{self, Plant};
-use milonga_protocol::{Epoch, Position, UnitRange};
+use milonga_protocol::{ClusterId, Epoch, Position, UnitRange};
 
 use crate::unit::Unit;
 
 /// Somebody is waiting until what is not settled is forgotten.
 #[derive(Debug)]
 pub(crate) struct Rejoining {
+    cluster: ClusterId,
     epoch: Epoch,
     /// Only what lies below it may be kept.
     below: Position,
@@ -24,13 +25,19 @@ pub(crate) struct Rejoining {
 }
 
 impl Unit {
-    pub(crate) fn rejoin(&mut self, call: CallId, epoch: Epoch, below: Position) {
+    pub(crate) fn rejoin(
+        &mut self,
+        call: CallId,
+        cluster: ClusterId,
+        epoch: Epoch,
+        below: Position,
+    ) {
         let least = self.state.durable.epoch.next().max(self.sealed_for());
         if epoch < least {
             let epoch = Epoch(least.0.saturating_sub(1));
             return self.refuse(call, Refusal::Sealed { epoch });
         }
-        if let Some(refusal) = self.poisoned() {
+        if let Some(refusal) = self.poisoned().or_else(|| self.foreign(cluster)) {
             return self.refuse(call, refusal);
         }
         if self.is_opening() {
@@ -39,6 +46,7 @@ impl Unit {
         }
         self.seal_for(epoch);
         let rejoining = self.epochs.rejoining.get_or_insert_with(|| Rejoining {
+            cluster,
             epoch,
             below,
             calls: Vec::new(),
@@ -66,6 +74,14 @@ impl Unit {
                 rejoining.voided = Some(from);
             }
             return;
+        }
+        if self.cluster().is_none() {
+            let cluster = rejoining.cluster;
+            return self.stamp(cluster);
+        }
+        // Making a whole file takes long: not while appends wait for the epoch to be opened.
+        if !self.has_segment() {
+            return self.await_segment();
         }
         let over = rejoining.epoch < self.sealed_for();
         let calls = self.epochs.rejoining.take().map(|r| r.calls);

@@ -147,7 +147,8 @@ impl Unit {
                     cluster,
                     persisted: self.state.durable.epoch,
                     serving: self.serving().map_or(Epoch::NONE, |s| s.layout.epoch),
-                    empty: cluster.is_none() && self.index.high == Position::ZERO,
+                    empty: self.state.durable.epoch == Epoch::NONE
+                        && self.index.high == Position::ZERO,
                     poisoned: self.poison.is_some(),
                     damaged: self.index.is_damaged(),
                 }))
@@ -214,7 +215,11 @@ impl Unit {
                 settled,
                 items,
             } => self.repair(call, epoch, settled, items, body),
-            UnitRequest::Rejoin { epoch, below } => self.rejoin(call, epoch, below),
+            UnitRequest::Rejoin {
+                cluster,
+                epoch,
+                below,
+            } => self.rejoin(call, cluster, epoch, below),
             UnitRequest::Lacking { epoch, from, limit } => self.lacking(call, epoch, from, limit),
         }
     }

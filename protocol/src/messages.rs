@@ -264,8 +264,11 @@ pub enum UnitRequest {
     },
     /// You missed an epoch, or are new: stop serving every epoch below `epoch`, and forget what you hold at or above your
     /// settled mark, or `below` if that is lower, because others have decided without you what lies there (rule 10).
-    /// Answered with `Done` once that is durable; nothing is written until the next `Open`. Servers only.
+    /// Answered with `Done` once that is durable, and everything is ready for the next `Open`, which appends wait for;
+    /// nothing is written until then. Servers only.
     Rejoin {
+        /// The cluster: a unit in an empty directory becomes one of its units.
+        cluster: ClusterId,
         /// The epoch that is to come.
         epoch: Epoch,
         /// Only what lies below it may be kept.
@@ -624,13 +627,13 @@ pub struct Hello {
 pub struct UnitHello {
     /// Identity of its directory.
     pub id: UnitId,
-    /// The cluster its directory belongs to; `None` while empty.
+    /// The cluster its directory belongs to; `None` until some cluster has asked it to take part.
     pub cluster: Option<ClusterId>,
-    /// The persisted epoch; 0 while empty.
+    /// The persisted epoch; 0 if it never served one.
     pub persisted: Epoch,
     /// The epoch it serves now; 0 if it has sealed itself or was sealed.
     pub serving: Epoch,
-    /// Whether its directory holds no entry and never belonged to a cluster.
+    /// Whether its directory holds no entry and it never served an epoch.
     pub empty: bool,
     /// Whether a failure of its disk has made it refuse writes until it is restarted.
     pub poisoned: bool,

@@ -104,7 +104,7 @@ impl Unit {
             }
             UnitRequest::Write { epoch, items, .. } => self.write(epoch, items, body)?,
             UnitRequest::Repair { epoch, items, .. } => self.repair(epoch, items, body)?,
-            UnitRequest::Rejoin { epoch, below } => self.rejoin(epoch, below)?,
+            UnitRequest::Rejoin { epoch, below, .. } => self.rejoin(epoch, below)?,
             UnitRequest::Lacking { epoch, from, limit } => self.lacking(epoch, from, limit)?,
             UnitRequest::Trim { epoch, below } => {
                 self.served(epoch)?;

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use milonga_protocol::messages::*;
-use milonga_protocol::{Epoch, Joining, Layout, Position, Segment, UnitIndex};
+use milonga_protocol::{ClusterId, Epoch, Joining, Layout, Position, Segment, UnitIndex};
 
 use super::rig::*;
 
@@ -30,7 +30,12 @@ fn rejoin(rig: &mut Rig, epoch: u64) -> Response {
 
 fn rejoin_below(rig: &mut Rig, epoch: u64, below: u64) -> Response {
     let (epoch, below) = (Epoch(epoch), Position(below));
-    rig.ask(UnitRequest::Rejoin { epoch, below })
+    let cluster = CLUSTER;
+    rig.ask(UnitRequest::Rejoin {
+        cluster,
+        epoch,
+        below,
+    })
 }
 
 /// Epochs 2 and 3 began at 5 and 8; this unit enters epoch 3 behind the other one.
@@ -136,12 +141,79 @@ fn who_rejoins_forgets_what_was_given_up_meanwhile() {
     }
 }
 
+/// Making a file takes long, and appends wait while an epoch is opened.
+#[test]
+fn who_was_asked_to_join_has_made_its_files_before_the_epoch_is_opened() {
+    let mut rig = Rig::new(30);
+    assert_eq!(rejoin(&mut rig, 3), ok(UnitResponse::Done));
+    let hello = rig.hello().expect("it runs");
+    assert_eq!((hello.cluster, hello.empty), (Some(CLUSTER), true));
+    let files = |rig: &Rig| {
+        rig.disk
+            .files()
+            .into_iter()
+            .map(|(n, _)| n)
+            .collect::<Vec<_>>()
+    };
+    let before = files(&rig);
+    assert!(
+        before.iter().any(|name| name.starts_with("segment-")),
+        "{before:?}"
+    );
+    rig.open_layout(joining(), vec![(Epoch(3), Position(8))]);
+    assert_eq!(before, files(&rig));
+    assert!(!rig.hello().expect("it runs").empty);
+}
+
+#[test]
+fn a_unit_joins_no_second_cluster() {
+    let mut rig = Rig::new(31);
+    assert_eq!(rejoin(&mut rig, 3), ok(UnitResponse::Done));
+    let other = rig.ask(UnitRequest::Rejoin {
+        cluster: ClusterId(0xc2),
+        epoch: Epoch(4),
+        below: Position::MAX,
+    });
+    assert!(
+        matches!(other, Response::Refused(Refusal::Identity { .. })),
+        "{other:?}"
+    );
+}
+
+/// Nothing but the cluster and an empty file is left behind, at most.
+#[test]
+fn a_crash_while_a_new_unit_is_asked_to_join_leaves_what_can_join() {
+    for step in 0..12 {
+        let mut rig = Rig::new(50 + step);
+        let (cluster, epoch, below) = (CLUSTER, Epoch(3), Position::MAX);
+        let request = UnitRequest::Rejoin {
+            cluster,
+            epoch,
+            below,
+        };
+        rig.send(request, Bytes::new());
+        for _ in 0..step {
+            rig.step();
+        }
+        let mut rig = rig.after_crash(70 + step);
+        assert!(rig.hello().expect("it starts").empty, "step {step}");
+        assert_eq!(rejoin(&mut rig, 3), ok(UnitResponse::Done), "step {step}");
+        rig.open_layout(joining(), vec![(Epoch(3), Position(8))]);
+    }
+}
+
 #[test]
 fn a_crash_at_any_step_of_rejoining_leaves_what_can_rejoin() {
     for step in 0..12 {
         let mut rig = head(10 + step);
         let (epoch, below) = (Epoch(3), Position::MAX);
-        rig.send(UnitRequest::Rejoin { epoch, below }, Bytes::new());
+        let cluster = CLUSTER;
+        let request = UnitRequest::Rejoin {
+            cluster,
+            epoch,
+            below,
+        };
+        rig.send(request, Bytes::new());
         for _ in 0..step {
             rig.step();
         }
