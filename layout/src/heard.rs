@@ -42,10 +42,10 @@ struct Server {
 impl Heard {
     /// Notes a hello; says whether it comes from a run that was not the last one heard under that name.
     pub(crate) fn hear(&mut self, now: Time, hello: Hello) -> bool {
-        let before = self.servers.get(&hello.name);
-        if before.is_none_or(|server| now.since(server.at) >= LONG) {
+        if self.is_back(now, &hello.name) {
             self.last_back = now;
         }
+        let before = self.servers.get(&hello.name);
         let same_run = before.filter(|server| server.hello.incarnation == hello.incarnation);
         let since = same_run.map_or(now, |server| server.since);
         let new = same_run.is_none();
@@ -59,6 +59,12 @@ impl Heard {
         };
         self.servers.insert(server.hello.name.clone(), server);
         new
+    }
+
+    /// Whether it would be heard now for the first time, or after a long silence.
+    pub(crate) fn is_back(&self, now: Time, name: &ServerName) -> bool {
+        let server = self.servers.get(name);
+        server.is_none_or(|server| now.since(server.at) >= LONG)
     }
 
     pub(crate) const fn last_new(&self) -> Time {

@@ -351,6 +351,7 @@ mod tests {
             empty: false,
             poisoned: false,
             damaged: false,
+            disk_micros: None,
         }
     }
 
