@@ -21,7 +21,7 @@ use crate::joining::Joining;
 use crate::phase::{Errand, Phase, Runs};
 use crate::plan::{ClusterPlan, PlanError};
 use crate::slowness::Slowness;
-use crate::suspicion::Patience;
+use crate::suspicion::{ANSWERS_WITHIN, Patience};
 
 /// A unit that says so again after this long really serves nothing (and its hello is not an old one, overtaken).
 const NOT_SERVING_FOR: Duration = Duration::from_millis(500);
@@ -525,7 +525,7 @@ impl LayoutCore {
         if !self.knows_unit(&name) && self.plan.sequencers().all(|sequencer| *sequencer != name) {
             return;
         }
-        let back = self.heard.is_back(self.now, &name);
+        let back = self.heard.was_silent(self.now, &name, ANSWERS_WITHIN);
         let new = self.heard.hear(self.now, hello);
         if new {
             self.unresponsive.remove(&name);

@@ -42,7 +42,7 @@ struct Server {
 impl Heard {
     /// Notes a hello; says whether it comes from a run that was not the last one heard under that name.
     pub(crate) fn hear(&mut self, now: Time, hello: Hello) -> bool {
-        if self.is_back(now, &hello.name) {
+        if self.was_silent(now, &hello.name, LONG) {
             self.last_back = now;
         }
         let before = self.servers.get(&hello.name);
@@ -61,10 +61,10 @@ impl Heard {
         new
     }
 
-    /// Whether it would be heard now for the first time, or after a long silence.
-    pub(crate) fn is_back(&self, now: Time, name: &ServerName) -> bool {
+    /// Whether nothing was heard of it for so long, or ever.
+    pub(crate) fn was_silent(&self, now: Time, name: &ServerName, long: Duration) -> bool {
         let server = self.servers.get(name);
-        server.is_none_or(|server| now.since(server.at) >= LONG)
+        server.is_none_or(|server| now.since(server.at) >= long)
     }
 
     pub(crate) const fn last_new(&self) -> Time {
