@@ -270,6 +270,7 @@ fn wire(seeds: &mut Vec<Seed>) {
         encode(&Request::Layout(hello)),
     );
     add(seeds, "request", "raft", encode(&Request::Raft));
+    add(seeds, "request", "ping", encode(&Request::Ping));
     let change = ClusterChange::AddChain {
         units: vec!["unit-3a".into(), "unit-3b".into()],
     };

@@ -148,6 +148,9 @@ impl LayoutCore {
                 "{to} has not said lately that it can be the sequencer; start it, and look at `milonga status`"
             ));
         }
+        if let Some(why) = self.slow_words(to) {
+            return Err(format!("{to} {why}; find out why, or wait"));
+        }
         Ok(Verdict::Sequencer(to.clone()))
     }
 

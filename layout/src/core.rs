@@ -20,7 +20,8 @@ use crate::history::{History, StoreChange};
 use crate::joining::Joining;
 use crate::phase::{Errand, Phase, Runs};
 use crate::plan::{ClusterPlan, PlanError};
-use crate::suspicion::Patience;
+use crate::slowness::Slowness;
+use crate::suspicion::{ANSWERS_WITHIN, Patience};
 use crate::took::Took;
 
 /// A unit that says so again after this long really serves nothing (and its hello is not an old one, overtaken).
@@ -55,6 +56,7 @@ pub struct LayoutCore {
     /// Runs that the current epoch was opened with.
     pub(crate) runs: Runs,
     pub(crate) patience: Patience,
+    pub(crate) slowness: Slowness,
     /// Servers that did not answer, though they say hello: until then they are taken for gone.
     pub(crate) unresponsive: BTreeMap<ServerName, Time>,
     /// Who comes into chains.
@@ -131,6 +133,7 @@ impl LayoutCore {
             took: Took::default(),
             runs: Runs::new(),
             patience: Patience::default(),
+            slowness: Slowness::default(),
             unresponsive: BTreeMap::new(),
             joining: Joining::default(),
             copying: None,
@@ -208,6 +211,9 @@ impl LayoutCore {
     /// Takes the outcome of a `Send`. Unknown ids, also those of abandoned attempts, are ignored.
     pub fn handle_reply(&mut self, now: Time, send: SendId, outcome: SendOutcome) {
         self.pass(now);
+        if self.slowness.answered(self.now, send, &outcome) {
+            return;
+        }
         let Some((errand, tries)) = self.courier.back(send) else {
             return;
         };
@@ -268,6 +274,7 @@ impl LayoutCore {
             _ => {}
         }
         self.suspect();
+        self.watch();
     }
 
     /// When [`Self::handle_time`] has something to do.
@@ -284,6 +291,7 @@ impl LayoutCore {
             self.courier.next_time(),
             self.gets.next_time(),
             self.suspect_at(),
+            self.watch_at(),
         ];
         times.into_iter().flatten().min()
     }
@@ -356,6 +364,9 @@ impl LayoutCore {
                 .filter(|name| self.can_sequence(name));
             let here: Vec<_> = here.map(ServerName::as_str).collect();
             fact("sequencers heard", here.join(", "));
+        }
+        if let Some(slow) = self.facts_of_slowness() {
+            fact("slow", slow);
         }
         fact("waits", self.gets.len().to_string());
         facts.extend(self.took.facts());
@@ -518,9 +529,13 @@ impl LayoutCore {
         if !self.knows_unit(&name) && self.plan.sequencers().all(|sequencer| *sequencer != name) {
             return;
         }
+        let back = self.heard.was_silent(self.now, &name, ANSWERS_WITHIN);
         let new = self.heard.hear(self.now, hello);
         if new {
             self.unresponsive.remove(&name);
+        }
+        if new || back {
+            self.slowness.is_back(&name);
         }
         match &self.phase {
             Phase::Gather { .. } => self.try_to_begin(),

@@ -40,9 +40,15 @@ impl<T> Courier<T> {
 
     /// An errand leaves, for the `tries + 1`st time.
     pub(crate) fn leave(&mut self, errand: T, tries: u32) -> SendId {
+        let id = self.id();
+        self.in_flight.insert(id, (errand, tries));
+        id
+    }
+
+    /// An id for something that is sent once, and that nobody waits for.
+    pub(crate) const fn id(&mut self) -> SendId {
         let id = SendId(self.next);
         self.next += 1;
-        self.in_flight.insert(id, (errand, tries));
         id
     }
 

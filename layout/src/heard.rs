@@ -42,10 +42,10 @@ struct Server {
 impl Heard {
     /// Notes a hello; says whether it comes from a run that was not the last one heard under that name.
     pub(crate) fn hear(&mut self, now: Time, hello: Hello) -> bool {
-        let before = self.servers.get(&hello.name);
-        if before.is_none_or(|server| now.since(server.at) >= LONG) {
+        if self.was_silent(now, &hello.name, LONG) {
             self.last_back = now;
         }
+        let before = self.servers.get(&hello.name);
         let same_run = before.filter(|server| server.hello.incarnation == hello.incarnation);
         let since = same_run.map_or(now, |server| server.since);
         let new = same_run.is_none();
@@ -59,6 +59,12 @@ impl Heard {
         };
         self.servers.insert(server.hello.name.clone(), server);
         new
+    }
+
+    /// Whether nothing was heard of it for so long, or ever.
+    pub(crate) fn was_silent(&self, now: Time, name: &ServerName, long: Duration) -> bool {
+        let server = self.servers.get(name);
+        server.is_none_or(|server| now.since(server.at) >= long)
     }
 
     pub(crate) const fn last_new(&self) -> Time {

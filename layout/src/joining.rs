@@ -148,7 +148,12 @@ impl LayoutCore {
         let unit = self.heard.fresh(self.now, name).and_then(|h| h.unit);
         let below = self.history.given_up_from(self.trimmed);
         let same = unit.is_some_and(|unit| unit.id == ready.id);
-        same && self.can_serve(name) && ready.kept_below <= below
+        same && self.is_fit(name) && ready.kept_below <= below
+    }
+
+    /// Whether it can serve, and would not be in everybody's way.
+    fn is_fit(&self, name: &ServerName) -> bool {
+        self.can_serve(name) && !self.is_slow(name)
     }
 
     /// The chain that `name` belongs to: as an operator decided, or as it was configured.
@@ -182,7 +187,7 @@ impl LayoutCore {
         let free = move |name: &&ServerName| {
             let hello = self.heard.fresh(self.now, name);
             let unit = hello.and_then(|hello| hello.unit);
-            unit.is_some() && self.member(name).is_none() && self.can_serve(name)
+            unit.is_some() && self.member(name).is_none() && self.is_fit(name)
         };
         distinct.into_iter().filter(free)
     }
@@ -244,7 +249,7 @@ impl LayoutCore {
             }
             let (id, chain) = (ready.id, ready.chain);
             let unit = self.heard.fresh(self.now, name).and_then(|h| h.unit);
-            let there = unit.is_some_and(|unit| unit.id == id) && self.can_serve(name);
+            let there = unit.is_some_and(|unit| unit.id == id) && self.is_fit(name);
             let inside = members.iter().any(|unit| self.unit_name(*unit) == name);
             if !there || inside || ready.kept_below > given_up {
                 continue;
@@ -372,7 +377,8 @@ impl LayoutCore {
         let names = self.units.iter().filter(|name| self.member(name).is_none());
         let names = names.filter(|name| !retired.contains_key(*name));
         names.map(|name| {
-            let why = self.trouble(name).unwrap_or_else(|| {
+            let why = self.trouble(name).or_else(|| self.slow_words(name));
+            let why = why.unwrap_or_else(|| {
                 let at = self.joining.trusted_at(name);
                 let wait = at.since(self.now).as_secs();
                 if at > self.now {

@@ -43,6 +43,7 @@ mod resuming;
 #[cfg(test)]
 mod samples;
 mod settling;
+mod slowness;
 mod store;
 mod suspicion;
 mod tails;

@@ -352,6 +352,7 @@ mod tests {
             empty: false,
             poisoned: false,
             damaged: false,
+            disk_micros: None,
         }
     }
 

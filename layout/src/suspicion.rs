@@ -94,10 +94,11 @@ impl LayoutCore {
         self.silence_ends(name, since.unwrap_or(self.started))
     }
 
-    /// Another process that can be the sequencer now.
-    fn other_sequencer(&self) -> Option<&ServerName> {
-        let mut others = self.plan.sequencers();
-        others.find(|name| **name != self.sequencer && self.can_sequence(name))
+    /// Another process that can be the sequencer now; a slow one only if there is no better one.
+    pub(crate) fn other_sequencer(&self) -> Option<&ServerName> {
+        let others = self.plan.sequencers();
+        let others = others.filter(|name| **name != self.sequencer && self.can_sequence(name));
+        others.min_by_key(|name| self.is_slow(name))
     }
 
     /// The sequencer of the next epoch, and from when on that is settled: the present one while it is there, and when it
@@ -105,9 +106,9 @@ impl LayoutCore {
     pub(crate) fn next_sequencer(&self) -> Option<(&ServerName, Time)> {
         let present = &self.sequencer;
         let other = self.other_sequencer();
-        if let Some(other) = other.filter(|_| !self.can_sequence(present)) {
-            let deaf = self.is_unresponsive(present);
-            let gone_at = if deaf {
+        let outrun = self.is_outrun();
+        if let Some(other) = other.filter(|_| outrun || !self.can_sequence(present)) {
+            let gone_at = if outrun || self.is_unresponsive(present) {
                 self.now
             } else {
                 self.gone_at(present)
@@ -190,12 +191,14 @@ impl LayoutCore {
         Some((members.difference(&gone).copied().collect(), gone_at))
     }
 
-    /// Those that are gone, and those that an operator wants to leave, as far as their chains can do without them now.
+    /// Those that are gone, and those that an operator wants to leave or that are slow, as far as their chains can do without
+    /// them now.
     pub(crate) fn with_leavers(&self, mut gone: BTreeSet<UnitIndex>) -> BTreeSet<UnitIndex> {
         let Some(layout) = self.history.current() else {
             return gone;
         };
-        for unit in self.history.policy().leavers(layout) {
+        let wanted = self.history.policy().leavers(layout);
+        for unit in wanted.into_iter().chain(self.slow_leavers()) {
             let mut more = gone.clone();
             more.insert(unit);
             if algebra::can_do_without(layout, &more) {

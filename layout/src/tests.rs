@@ -2,6 +2,7 @@
 
 mod operator;
 mod resuming;
+mod slowness;
 mod unit;
 mod world;
 

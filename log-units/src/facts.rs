@@ -51,6 +51,9 @@ impl Unit {
         put("queued_bytes", self.writer.queued_bytes.to_string());
         put("reads_under_way", self.reader.jobs().to_string());
         put("streams_waiting", self.parked.len().to_string());
+        if let Some(micros) = self.pace.typical() {
+            put("disk_micros", micros.to_string());
+        }
         put("batches", self.counters.batches.to_string());
         put("records", self.counters.records.to_string());
         put("disk_reads", self.counters.disk_reads.to_string());

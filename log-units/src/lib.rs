@@ -28,6 +28,7 @@ mod index;
 mod inspect;
 mod junk;
 mod marks;
+mod pace;
 mod read;
 mod reader;
 mod rebuild;

@@ -12,6 +12,7 @@ use crate::epochs::Epochs;
 use crate::files::Files;
 use crate::format::{Owner, Superblock};
 use crate::index::Index;
+use crate::pace::Pace;
 use crate::reader::Reader;
 use crate::rebuild::Recovered;
 use crate::recovery::{Recovery, Step};
@@ -57,6 +58,7 @@ pub struct Unit {
     /// The first failure of the disk.
     pub(crate) poison: Option<String>,
     pub(crate) counters: Counters,
+    pub(crate) pace: Pace,
     pub(crate) now: Time,
     effects: VecDeque<UnitEffect>,
     ops: BTreeMap<OpId, Op>,
@@ -125,6 +127,7 @@ impl Unit {
             mark: Position::ZERO,
             poison: None,
             counters: Counters::default(),
+            pace: Pace::default(),
             now: Time::default(),
             effects: VecDeque::new(),
             ops: BTreeMap::new(),
@@ -151,6 +154,7 @@ impl Unit {
                         && self.index.high == Position::ZERO,
                     poisoned: self.poison.is_some(),
                     damaged: self.index.is_damaged(),
+                    disk_micros: self.pace.typical(),
                 }))
             }
         }
@@ -230,6 +234,7 @@ impl Unit {
         let Some(what) = self.ops.remove(&op) else {
             return;
         };
+        self.pace.ended(self.now, op);
         match what {
             Op::Recovery => self.recovery_done(result),
             Op::Batch => self.batch_done(result),
@@ -249,6 +254,7 @@ impl Unit {
         self.now = self.now.max(now);
         self.expire_parked();
         self.recheck_space();
+        self.pace.look(self.now);
         if matches!(self.phase, Phase::Ready) {
             self.go_on_scrubbing();
         }
@@ -258,7 +264,12 @@ impl Unit {
     #[must_use]
     pub fn next_time(&self) -> Option<Time> {
         let parked = self.parked.iter().map(|p| p.deadline).min();
-        let times = [parked, self.files.recheck_at, self.scrub_at()];
+        let times = [
+            parked,
+            self.files.recheck_at,
+            self.scrub_at(),
+            self.pace.look_at(),
+        ];
         times.into_iter().flatten().min()
     }
 
@@ -288,6 +299,9 @@ impl Unit {
     pub(crate) fn submit(&mut self, what: Op, op: DiskOp) {
         self.next_op += 1;
         let id = OpId(self.next_op);
+        if what == Op::Batch {
+            self.pace.began(self.now, id);
+        }
         self.ops.insert(id, what);
         self.effects.push_back(UnitEffect::Disk(id, op));
     }

@@ -58,6 +58,7 @@ impl Service for Front {
                     refuse(reply, Refusal::NoSuchRole { role });
                 }
             },
+            Request::Ping => reply.send(Response::Pong.into_message(Bytes::new())),
             Request::Status => {
                 let roles = Arc::clone(&self.0);
                 let status = async move {

@@ -45,6 +45,8 @@ pub enum Request {
     Status,
     /// From one member of the layout to another; the body is for its raft. Servers only.
     Raft,
+    /// Whether somebody is there, and how long the way takes. Answered at once, whatever else is waiting.
+    Ping,
 }
 
 /// A response from any role.
@@ -62,6 +64,8 @@ pub enum Response {
     Refused(Refusal),
     /// To `Raft`; the body is from its raft.
     Raft,
+    /// To `Ping`.
+    Pong,
 }
 
 /// Why a server did nothing.
@@ -639,6 +643,9 @@ pub struct UnitHello {
     pub poisoned: bool,
     /// Whether it may have lost something that it held.
     pub damaged: bool,
+    /// How long its disk took lately to make a batch durable: the median, in microseconds. `None` if it wrote too little
+    /// to say.
+    pub disk_micros: Option<u32>,
 }
 
 /// Responses of the layout.

@@ -95,6 +95,8 @@ plants! {
     TrimsTooMuch,
     /// A unit that comes back keeps what it holds above its settled mark (rule 10).
     RejoinsWithItsPast,
+    /// Nobody is taken out for being slow (design §4; F31).
+    SlownessIgnored,
     /// A unit is listed before it has everything (rule 10; F3).
     ListedBeforeCopied,
     /// A copy ends one position too early (F21).

@@ -79,7 +79,7 @@ impl Cluster {
     /// `milonga status` as soon as it is as wanted.
     #[track_caller]
     fn status(&self, wanted: impl Fn(&Output, &str) -> bool) -> String {
-        let until = Instant::now() + Duration::from_secs(8);
+        let until = Instant::now() + Duration::from_secs(20);
         loop {
             let output = self.milonga(&["status"]);
             let text = text(&output);
@@ -310,6 +310,35 @@ fn a_process_is_paused_and_goes_on() {
     refused(&cluster.script(&["pause", "unit-1b", "long"]), 2, "SECONDS");
     refused(&cluster.script(&["pause", "unit-9"]), 3, "there are:");
     refused(&cluster.script(&["pause"]), 2, "one of: layout-1");
+}
+
+#[test]
+fn a_process_is_slow_and_fast_again() {
+    let cluster = Cluster::new();
+    ok(&cluster.script(&["up"]));
+    let slowed = cluster.script(&["slow", "unit-2", "0.5"]);
+    assert_eq!(ok(&slowed), "slowed unit-2 for 0.5 s\n");
+    assert!(ok(&cluster.script(&["slow", "unit-1b"])).starts_with("slowed unit-1b; undo it: "));
+    refused(&cluster.script(&["slow", "unit-1b"]), 1, "is slow already");
+    refused(&cluster.script(&["pause", "unit-1b"]), 1, "is slow: ");
+    refused(&cluster.script(&["status"]), 0, "unit-1b is slow");
+    // It says hello, and is out of the way all the same.
+    let status = cluster.status(|_, text| text.contains("out         unit-1b: "));
+    assert!(!status.contains("unit-1b: says nothing"), "{status}");
+    assert!(
+        status.contains("unit-1b: is slow: it answers within"),
+        "{status}"
+    );
+    assert_eq!(ok(&cluster.script(&["heal"])), "healed unit-1b\n");
+    refused(&cluster.script(&["resume", "unit-1b"]), 1, "is not paused");
+    cluster.status(|_, text| text.contains("unit-1b: was slow") || text.contains("full: "));
+    // Its time was over long ago.
+    refused(&cluster.script(&["heal", "unit-2"]), 1, "is not cut off");
+    ok(&cluster.script(&["slow", "unit-1a"]));
+    ok(&cluster.script(&["kill", "unit-1a"]));
+    refused(&cluster.script(&["slow", "unit-1a"]), 3, "does not run");
+    ok(&cluster.script(&["slow", "unit-2"]));
+    assert_eq!(ok(&cluster.script(&["down"])), "down\n");
 }
 
 #[test]

@@ -30,6 +30,8 @@ pub(super) struct Unit {
     /// Forgotten by a restart.
     sealed_for: Epoch,
     serving: Option<Layout>,
+    /// What it says of its disk.
+    pub(super) disk_micros: Option<u32>,
 }
 
 type Served = Result<(UnitResponse, Bytes), Refusal>;
@@ -46,6 +48,7 @@ impl Unit {
             mark: Position::ZERO,
             sealed_for: Epoch::NONE,
             serving: None,
+            disk_micros: None,
         }
     }
 
@@ -72,6 +75,7 @@ impl Unit {
             empty: self.cluster.is_none() && self.cells.is_empty(),
             poisoned: false,
             damaged: !self.lost.is_empty(),
+            disk_micros: self.disk_micros,
         }
     }
 

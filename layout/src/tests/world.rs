@@ -51,6 +51,8 @@ enum Event {
 pub(super) struct World {
     pub(super) now: Time,
     pub(super) dice: Dice,
+    /// For pings: all else is as if there were none.
+    ping_dice: Dice,
     pub(super) plan: ClusterPlan,
     pub(super) core: Option<LayoutCore>,
     pub(super) store: LayoutStore,
@@ -61,6 +63,8 @@ pub(super) struct World {
     pub(super) down: Vec<ServerName>,
     /// Servers that say hello and do not answer.
     pub(super) deaf: Vec<ServerName>,
+    /// Milliseconds that a message takes longer, to and from a server.
+    pub(super) slow: BTreeMap<ServerName, u64>,
     /// One request or reply in so many is lost; 0 = none.
     pub(super) loss: u64,
     /// Effects that the layout servers have wanted so far.
@@ -85,6 +89,7 @@ impl World {
         let mut world = Self {
             now: Time::default(),
             dice: Dice(seed),
+            ping_dice: Dice(seed + 1_000),
             plan: ClusterPlan::new(units, SEQUENCER.into(), limits, Lease::None),
             core: None,
             store: LayoutStore::memory(),
@@ -96,6 +101,7 @@ impl World {
             sequencers: [(SEQUENCER.into(), Sequencer::new(Incarnation(1)))].into(),
             down: Vec::new(),
             deaf: Vec::new(),
+            slow: BTreeMap::new(),
             loss: 0,
             effects: 0,
             replies: Vec::new(),
@@ -215,6 +221,18 @@ impl World {
         self.next_event += 1;
     }
 
+    fn dice_for(&mut self, request: &Request) -> &mut Dice {
+        match request {
+            Request::Ping => &mut self.ping_dice,
+            _ => &mut self.dice,
+        }
+    }
+
+    /// How many microseconds longer a message to or from it takes.
+    fn slowness(&self, name: &ServerName) -> u64 {
+        self.slow.get(name).map_or(0, |ms| ms * 1_000)
+    }
+
     fn hello(&mut self, name: &ServerName) {
         let hello = Hello {
             name: name.clone(),
@@ -223,7 +241,7 @@ impl World {
             unit: self.units.get(name).map(Unit::hello),
             sequencer: self.sequencers.contains_key(name),
         };
-        let delay = 50 + self.dice.below(3_000);
+        let delay = 50 + self.dice.below(3_000) + self.slowness(name);
         if !self.dice.one_in(self.loss) {
             self.push(delay, Event::Hello(hello));
         }
@@ -276,9 +294,12 @@ impl World {
                 if self.down.contains(&to) || self.deaf.contains(&to) {
                     return self.push(1_000_000, Event::Outcome(run, id, Err("down".into())));
                 }
+                let slow = self.slowness(&to);
+                let loss = self.loss;
+                let dice = self.dice_for(&request);
+                let delay = 50 + dice.below(3_000) + slow;
+                let lost = dice.one_in(loss);
                 let outcome = self.serve(&to, request, body);
-                let delay = 50 + self.dice.below(3_000);
-                let lost = self.dice.one_in(self.loss);
                 let outcome = if lost {
                     Err("lost".into())
                 } else {
@@ -333,16 +354,26 @@ impl World {
                     request,
                     body,
                 } => {
+                    let slow = self.slowness(&to.name);
+                    // Pings change nothing, wherever they are cut off.
+                    self.effects -= u64::from(request == Request::Ping);
+                    let loss = self.loss;
+                    let dice = self.dice_for(&request);
+                    let is_lost = dice.one_in(loss);
+                    let late = is_lost && dice.one_in(2);
+                    let delay = if is_lost {
+                        0
+                    } else {
+                        50 + dice.below(3_000) + slow
+                    };
                     let request = Event::Request(run, id, to.name, request, body);
-                    let lost = Event::Outcome(run, id, Err("lost".into()));
                     // Lost, or so late that the sender has given up.
-                    if self.dice.one_in(self.loss) {
-                        if self.dice.one_in(2) {
+                    if is_lost {
+                        if late {
                             self.push(1_500_000, request);
                         }
-                        self.push(1_000_000, lost);
+                        self.push(1_000_000, Event::Outcome(run, id, Err("lost".into())));
                     } else {
-                        let delay = 50 + self.dice.below(3_000);
                         self.push(delay, request);
                     }
                 }
@@ -358,6 +389,7 @@ impl World {
                 unit.serve(request, body)
             }
             Request::Sequencer(request) => (self.ask_the(to, request), Bytes::new()),
+            Request::Ping => (Response::Pong, Bytes::new()),
             other => panic!("the layout never sends {other:?}"),
         }
     }

@@ -17,6 +17,11 @@ const MICRO: u64 = 1_000;
 const MILLI: u64 = 1_000_000;
 const SECOND: u64 = 1_000 * MILLI;
 
+/// Faults that come together last so long at most.
+const LONGEST: Duration = Duration::from_secs(10);
+/// How many times slower a server is that has to be out of the way.
+const SLOW: u64 = 100;
+
 /// Everything that is drawn up front.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Plan {
@@ -238,7 +243,7 @@ impl Plan {
             faults.extend(draw_wishes(&mut Rng::new(seed, "operator"), &shape, safety));
             faults.sort_by_key(|fault| fault.at);
         }
-        Self {
+        let mut plan = Self {
             workload,
             pace,
             quic,
@@ -253,7 +258,44 @@ impl Plan {
             patience: Duration::from_secs(60),
             faults,
             shape,
+        };
+        if !quic {
+            plan.add_gray(&mut Rng::new(seed, "gray"));
         }
+        plan
+    }
+
+    /// In one world of six, long after all else: a server that is a hundred times slower than the others, for so long that
+    /// it has to be out of the way meanwhile ([`Self::grays`]).
+    fn add_gray(&mut self, rng: &mut Rng) {
+        if !rng.happens(160_000) {
+            return;
+        }
+        let units = self.shape.chains * self.shape.replicas;
+        let unit = self.shape.first_unit() + rng.index(units);
+        let sequencer = self.shape.spare_sequencer && rng.happens(300_000);
+        let kind = match rng.below(2) {
+            _ if sequencer => FaultKind::SlowProcess(rng.index(2), SLOW),
+            0 => FaultKind::SlowProcess(unit, SLOW),
+            _ => FaultKind::DiskSlow(unit, SLOW),
+        };
+        // A hundred times next to nothing is no fault.
+        self.network.delay = self.network.delay.max(500 * MICRO);
+        self.disk.sync = self.disk.sync.max(MILLI);
+        self.pace = self.pace.min(Duration::from_millis(100));
+        let (at, lasts) = (self.safety.plus(25 * SECOND), Duration::from_secs(14));
+        self.safety = at.plus(15 * SECOND);
+        self.faults.push(Fault { at, lasts, kind });
+    }
+
+    /// Servers that are slow for long while nothing else goes wrong: number, since when, and whether it is the disk.
+    pub fn grays(&self) -> impl Iterator<Item = (usize, Moment, bool)> {
+        let long = self.faults.iter().filter(|fault| fault.lasts > LONGEST);
+        long.filter_map(|fault| match fault.kind {
+            FaultKind::SlowProcess(server, SLOW) => Some((server, fault.at, false)),
+            FaultKind::DiskSlow(server, SLOW) => Some((server, fault.at, true)),
+            _ => None,
+        })
     }
 }
 
@@ -387,8 +429,7 @@ impl<'a> Faults<'a> {
             if let Some(kind) = self.kind(kind) {
                 let base = *self.rng.pick(&[20, 200, 1_000, 2_000]) * MILLI;
                 let typical = if kind.is_mild() { 4 * base } else { base };
-                let lasts = self.rng.long_tailed(typical).min(10 * SECOND);
-                let lasts = Duration::from_nanos(lasts);
+                let lasts = Duration::from_nanos(self.rng.long_tailed(typical)).min(LONGEST);
                 let at = Moment(at);
                 faults.push(Fault { at, lasts, kind });
             }

@@ -110,6 +110,7 @@ impl<'a> World<'a> {
         };
         let cluster = Cluster::new(seed, plan, &executor, &network, &journal, &line);
         let mut invariants = invariants::all();
+        invariants.push(Box::new(invariants::SlowIsOut::new(plan)));
         invariants.extend(workload.invariants());
         let names = servers.into_iter().chain(clients).collect();
         let mut clients = Clients::new(plan, seed, &executor, &network, &journal, workload);

@@ -1,5 +1,5 @@
-//! SIGKILL and SIGSTOP of the sequencer, of units and of members of the layout of a real cluster: it goes on, and nothing
-//! acknowledged is lost.
+//! SIGKILL and SIGSTOP of the sequencer, of units and of members of the layout of a real cluster, also again and again, which
+//! makes them slow: it goes on, and nothing acknowledged is lost.
 
 #![expect(
     clippy::disallowed_methods,
@@ -7,6 +7,7 @@
 )]
 
 mod layouts;
+mod slow;
 
 use std::collections::BTreeMap;
 use std::net::UdpSocket;

@@ -1,4 +1,4 @@
-//! Five planted faults, each found. They are switched for one thread, so everything runs on one.
+//! Six planted faults, each found. They are switched for one thread, so everything runs on one.
 
 #![expect(
     clippy::disallowed_methods,
@@ -18,7 +18,7 @@ use milonga_protocol::memory::MemoryLog;
 use milonga_protocol::plants::{self, Plant};
 use milonga_protocol::{Log as _, NewEntry, ReadAnswer, SharedEnv, TailOf, WriterId};
 use milonga_tests::Rig;
-use milonga_tests::world::{Failure, Plan, run};
+use milonga_tests::world::{Failure, Moment, Plan, run};
 use milonga_transport::TokioEnv;
 
 /// Runs the named conformance check on a fresh rig.
@@ -186,4 +186,30 @@ fn an_occupied_position_taken_for_success_is_found() {
         "seed {raced} fails without it"
     );
     println!("found {plant:?} by seed {raced}");
+}
+
+/// One server is slow, and nothing else goes wrong: with the plant it stays, without it it is out of the way in time.
+#[test]
+fn a_detector_that_ignores_slowness_is_found() {
+    let plant = Plant::SlownessIgnored;
+    let asked = |seed: &u64| {
+        let mut plan = Plan::draw(*seed);
+        let (server, at, _) = plan.grays().next()?;
+        let unit = plan.shape.servers()[server].starts_with("unit-");
+        // Where it can be done without.
+        if unit && usize::from(plan.shape.min_replicas) >= plan.shape.replicas {
+            return None;
+        }
+        plan.faults.retain(|fault| fault.at == at);
+        (plan.faults[0].at, plan.safety) = (Moment(5_000_000_000), Moment(20_000_000_000));
+        Some((*seed, plan))
+    };
+    for (seed, plan) in (0..).filter_map(|seed| asked(&seed)).take(3) {
+        assert_eq!(run(&plan, seed, false).failure, None, "seed {seed}");
+        plants::set(plant, true);
+        let failure = run(&plan, seed, false).failure;
+        plants::set(plant, false);
+        let failure = failure.unwrap_or_else(|| panic!("seed {seed}: nothing noticed it"));
+        assert!(failure.invariant.starts_with("I19"), "{failure:?}");
+    }
 }
