@@ -24,7 +24,7 @@ fn parts(bytes: &'static [u8]) -> (Prefix, Message) {
 }
 
 /// Version 2 changed the sequencer's bootstrap and the seal's report, version 3 brought repairs, version 4 units that join,
-/// version 5 layouts of several members, and marks that clients tell: older peers are told so.
+/// version 5 layouts of several members, and marks that clients tell, version 6 leases: older peers are told so.
 #[test]
 fn older_frames_are_refused_by_their_version() {
     for (version, golden) in [
@@ -36,6 +36,8 @@ fn older_frames_are_refused_by_their_version() {
         (3, &include_bytes!("../../../golden/handshake-v3.bin")[..]),
         (4, &include_bytes!("../../../golden/frame-v4.bin")[..]),
         (4, &include_bytes!("../../../golden/handshake-v4.bin")[..]),
+        (5, &include_bytes!("../../../golden/frame-v5.bin")[..]),
+        (5, &include_bytes!("../../../golden/handshake-v5.bin")[..]),
     ] {
         let prefix = golden.first_chunk::<PREFIX_BYTES>().expect("a prefix");
         let error = Prefix::read(prefix).unwrap_err();
@@ -44,8 +46,8 @@ fn older_frames_are_refused_by_their_version() {
 }
 
 #[test]
-fn a_frame_of_version_5() {
-    let golden = include_bytes!("../../../golden/frame-v5.bin");
+fn a_frame_of_version_6() {
+    let golden = include_bytes!("../../../golden/frame-v6.bin");
     let request = Request::Unit(UnitRequest::Read {
         epoch: Epoch(7),
         settled: Position(1_000),
@@ -65,10 +67,10 @@ fn a_frame_of_version_5() {
 }
 
 #[test]
-fn a_handshake_of_version_5() {
-    let golden = include_bytes!("../../../golden/handshake-v5.bin");
+fn a_handshake_of_version_6() {
+    let golden = include_bytes!("../../../golden/handshake-v6.bin");
     let handshake = Handshake {
-        version: 5,
+        version: 6,
         cluster: Some(ClusterId(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff)),
         name: "unit-1a".into(),
         incarnation: Incarnation(42),
