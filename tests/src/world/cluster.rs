@@ -265,7 +265,8 @@ fn server_plan(shape: &Shape, name: &ServerName, members: &[Peer]) -> ServerPlan
         let plan = plan
             .with_spare_sequencers(spares.into_iter().collect())
             .with_spare_units(spare_units.collect(), shape.spare_after)
-            .with_min_replicas(shape.min_replicas);
+            .with_min_replicas(shape.min_replicas)
+            .with_lease_ms(shape.lease_ms);
         LayoutPlan::new(plan, members.to_vec())
     };
     let unit = || {

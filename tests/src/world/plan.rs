@@ -11,6 +11,7 @@ use crate::world::disk::{DiskPlan, End};
 use crate::world::executor::Order;
 use crate::world::network::NetworkPlan;
 use crate::world::rng::Rng;
+use crate::world::takeovers;
 use crate::world::trace::Moment;
 
 const MICRO: u64 = 1_000;
@@ -55,6 +56,8 @@ pub struct Shape {
     pub layouts: usize,
     /// Whether another process can become the sequencer.
     pub spare_sequencer: bool,
+    /// How long leases last; 0: there are none.
+    pub lease_ms: u32,
     /// Units in no chain.
     pub spare_units: usize,
     /// How long a place in a chain is kept for the unit that left it.
@@ -209,7 +212,7 @@ impl Shape {
         1 + usize::from(self.spare_sequencer) + self.layouts
     }
 
-    fn processes(&self) -> usize {
+    pub(super) fn processes(&self) -> usize {
         self.first_unit() + self.chains * self.replicas + self.spare_units + self.clients
     }
 }
@@ -224,6 +227,10 @@ impl Plan {
             // A draw of its own: the plans of all other seeds are what they were.
             shape.layouts = *Rng::new(seed, "layouts").pick(&[1, 3]);
         }
+        let leases = &mut Rng::new(seed, "leases");
+        shape.lease_ms = *leases.pick(&[0, 100, 300, 300, 400]);
+        // Without another sequencer no lease is ever in anybody's way.
+        shape.spare_sequencer |= shape.layouts > 0 && shape.lease_ms > 0;
         let safety = Moment(rng.between(15, 60) * SECOND);
         let mut faults = Faults::new(rng, &shape, safety).draw();
         // One replica that is damaged while it is alone loses what nobody can bring back.
@@ -236,8 +243,14 @@ impl Plan {
         // An operator who takes away the replica that is whole loses what the other one lost.
         if !quic && !faults.iter().any(|fault| fault.kind.is_damage()) {
             faults.extend(draw_wishes(&mut Rng::new(seed, "operator"), &shape, safety));
-            faults.sort_by_key(|fault| fault.at);
         }
+        if shape.lease_ms > 0 {
+            takeovers::tame_clocks(&shape, &mut faults);
+            if shape.spare_sequencer && !quic && leases.happens(750_000) {
+                faults.extend(takeovers::draw(leases, &shape, safety));
+            }
+        }
+        faults.sort_by_key(|fault| fault.at);
         Self {
             workload,
             pace,
@@ -326,6 +339,7 @@ fn draw_shape(rng: &mut Rng) -> Shape {
         layouts: usize::from(layout_apart),
         // In the layout's own process it would fall silent together with who notices.
         spare_sequencer: layout_apart && rng.happens(700_000),
+        lease_ms: 0,
         spare_units: usize::from(rng.happens(300_000)),
         spare_after: Duration::from_millis(*rng.pick(&[0, 500, 10_000])),
         min_replicas: 1,

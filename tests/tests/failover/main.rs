@@ -7,6 +7,7 @@
 )]
 
 mod layouts;
+mod leases;
 
 use std::collections::BTreeMap;
 use std::net::UdpSocket;
