@@ -244,14 +244,7 @@ impl Plan {
         if !quic && !faults.iter().any(|fault| fault.kind.is_damage()) {
             faults.extend(draw_wishes(&mut Rng::new(seed, "operator"), &shape, safety));
         }
-        if shape.lease_ms > 0 {
-            takeovers::tame_clocks(&shape, &mut faults);
-            if shape.spare_sequencer && !quic && leases.happens(750_000) {
-                faults.extend(takeovers::draw(leases, &shape, safety));
-            }
-        }
-        faults.sort_by_key(|fault| fault.at);
-        Self {
+        let mut plan = Self {
             workload,
             pace,
             quic,
@@ -266,7 +259,12 @@ impl Plan {
             patience: Duration::from_secs(60),
             faults,
             shape,
+        };
+        if plan.shape.lease_ms > 0 {
+            takeovers::add(leases, &mut plan);
         }
+        plan.faults.sort_by_key(|fault| fault.at);
+        plan
     }
 }
 

@@ -5,34 +5,55 @@ use std::time::Duration;
 
 use milonga_protocol::change::ClusterChange;
 
-use crate::world::plan::{Fault, FaultKind, Shape};
+use crate::world::plan::{Fault, FaultKind, Plan, Shape};
 use crate::world::rng::Rng;
 use crate::world::trace::Moment;
 
 const MILLI: u64 = 1_000_000;
 const SECOND: u64 = 1_000 * MILLI;
 
-/// Draws some of them.
-pub(super) fn draw(rng: &mut Rng, shape: &Shape, safety: Moment) -> Vec<Fault> {
-    let mut faults = Vec::new();
-    let mut at = SECOND + rng.below(3 * SECOND);
-    while at + 4 * SECOND < safety.0 && faults.len() < 24 {
-        Takeover { rng, shape, at }.draw(&mut faults);
+/// Adds some of them, and keeps clocks within what leases rely on.
+pub(super) fn add(rng: &mut Rng, plan: &mut Plan) {
+    tame_clocks(&plan.shape, &mut plan.faults);
+    if plan.quic || !plan.shape.spare_sequencer || !rng.happens(750_000) {
+        return;
+    }
+    let mut at = 2 * SECOND + rng.below(2 * SECOND);
+    let (mut old, mut takeovers) = (0, Vec::new());
+    while at + 4 * SECOND < plan.safety.0 && takeovers.len() < 32 {
+        // Who is at work is not known here, only guessed.
+        if rng.happens(300_000) {
+            old = 1 - old;
+        }
+        let delay = plan.network.delay;
+        let shape = &plan.shape;
+        Takeover {
+            rng,
+            shape,
+            delay,
+            at,
+            old,
+        }
+        .draw(&mut takeovers);
+        old = 1 - old;
         at += rng.between(4 * SECOND, 9 * SECOND);
     }
-    faults
+    plan.faults.extend(takeovers);
 }
 
 struct Takeover<'a> {
     rng: &'a mut Rng,
     shape: &'a Shape,
+    /// Of a message, in nanoseconds.
+    delay: u64,
     at: u64,
+    /// The sequencer that is to lose its place.
+    old: usize,
 }
 
 impl Takeover<'_> {
     fn draw(mut self, faults: &mut Vec<Fault>) {
-        // Which of the two is at work is not known here.
-        let (old, new) = *self.rng.pick(&[(0, 1), (1, 0)]);
+        let old = self.old;
         // A client that does not hear of the new epoch either goes on asking the old one.
         let cut = vec![old, self.client()];
         let members: Vec<usize> = (2..2 + self.shape.layouts).collect();
@@ -46,15 +67,17 @@ impl Takeover<'_> {
             return;
         }
         if self.rng.happens(600_000) {
-            // An answer of the layout is on its way, and waits.
-            let lasts = self.rng.between(100, 280);
-            faults.push(self.fault(0, lasts, FaultKind::Pause(old)));
+            // An answer of the layout is on its way for long, and then waits.
+            let slower = (25 * MILLI / self.delay.max(1)).max(2);
+            faults.push(self.fault(0, 560, FaultKind::SlowProcess(old, slower)));
+            let lasts = self.rng.between(120, 280);
+            faults.push(self.fault(500, lasts, FaultKind::Pause(old)));
         }
-        let from = self.rng.between(15, 40);
+        let from = 500 + self.rng.between(40, 70);
         faults.push(self.fault(from, 1_500, FaultKind::Partition(cut, members, true)));
-        let to = format!("sequencer-{}", new + 1).as_str().into();
+        let to = format!("sequencer-{}", 2 - old).as_str().into();
         let wish = ClusterChange::MoveSequencer { to };
-        let from = from + self.rng.below(80);
+        let from = from + self.rng.below(60);
         faults.push(self.fault(from, 1_200, FaultKind::Operator(wish)));
     }
 
@@ -75,7 +98,7 @@ impl Takeover<'_> {
 
 /// Clocks stay within what leases rely on: no process runs much faster or slower than another, and a member of the layout
 /// never believes that time has passed which has not.
-pub(super) fn tame_clocks(shape: &Shape, faults: &mut [Fault]) {
+fn tame_clocks(shape: &Shape, faults: &mut [Fault]) {
     let (servers, members) = (shape.servers(), shape.layout_servers());
     for fault in faults {
         if let FaultKind::Clock(process, jump, rate) = &mut fault.kind {
