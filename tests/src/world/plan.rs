@@ -127,6 +127,8 @@ pub enum FaultKind {
     Clock(usize, u64, u64),
     /// An operator wants the cluster to be otherwise, and asks for it until that is so or the fault is over.
     Operator(ClusterChange),
+    /// Somebody who hears of no layout asks a sequencer for the tail, again and again, in whatever epoch it serves.
+    Queries(usize),
 }
 
 impl FaultKind {
@@ -166,6 +168,7 @@ impl FaultKind {
             Self::Misdirected(..) => "misdirected write",
             Self::Clock(..) => "clock",
             Self::Operator(_) => "operator",
+            Self::Queries(_) => "queries",
         }
     }
 }
@@ -229,6 +232,9 @@ impl Plan {
         }
         let leases = &mut Rng::new(seed, "leases");
         shape.lease_ms = *leases.pick(&[0, 100, 300, 300, 400]);
+        if shape.layouts > 0 && shape.lease_ms > 0 {
+            shape.layouts = *leases.pick(&[1, 3, 3]);
+        }
         // Without another sequencer no lease is ever in anybody's way.
         shape.spare_sequencer |= shape.layouts > 0 && shape.lease_ms > 0;
         let safety = Moment(rng.between(15, 60) * SECOND);
@@ -505,7 +511,7 @@ mod tests {
             assert_eq!(servers + plan.shape.clients, plan.shape.processes());
             kinds.extend(plan.faults.iter().map(|fault| fault.kind.name()));
         }
-        assert_eq!(kinds.len(), 19, "{kinds:?}");
+        assert_eq!(kinds.len(), 20, "{kinds:?}");
     }
 
     #[test]

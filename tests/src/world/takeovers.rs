@@ -36,7 +36,7 @@ pub(super) fn add(rng: &mut Rng, plan: &mut Plan) {
         }
         .draw(&mut takeovers);
         old = 1 - old;
-        at += rng.between(4 * SECOND, 9 * SECOND);
+        at += rng.between(5 * SECOND, 7 * SECOND);
     }
     plan.faults.extend(takeovers);
 }
@@ -55,14 +55,20 @@ impl Takeover<'_> {
     fn draw(mut self, faults: &mut Vec<Fault>) {
         let old = self.old;
         // A client that does not hear of the new epoch either goes on asking the old one.
-        let cut = vec![old, self.client()];
+        let client = self.client();
         let members: Vec<usize> = (2..2 + self.shape.layouts).collect();
-        if self.shape.layouts > 1 && self.rng.happens(400_000) {
+        if self.shape.layouts > 1 && self.rng.happens(650_000) {
             // The leader sleeps, another one is elected, and when it wakes up only the old sequencer asks it for anything.
             let sleeper = *self.rng.pick(&members);
             let others = members.into_iter().filter(|m| *m != sleeper).collect();
-            let lasts = self.rng.between(1_600, 3_000);
-            faults.push(self.fault(0, lasts + 500, FaultKind::Partition(cut, others, true)));
+            let lasts = self.rng.between(2_200, 3_200);
+            let alone = FaultKind::Partition(vec![old], others, true);
+            faults.push(self.fault(0, lasts + 600, alone));
+            // The client does not tell it either.
+            let unheard =
+                FaultKind::Partition(vec![client], (2..2 + self.shape.layouts).collect(), true);
+            faults.push(self.fault(0, lasts + 600, unheard));
+            faults.push(self.fault(0, lasts + 600, FaultKind::Queries(old)));
             faults.push(self.fault(5, lasts, FaultKind::Pause(sleeper)));
             return;
         }
@@ -74,7 +80,9 @@ impl Takeover<'_> {
             faults.push(self.fault(500, lasts, FaultKind::Pause(old)));
         }
         let from = 500 + self.rng.between(40, 70);
-        faults.push(self.fault(from, 1_500, FaultKind::Partition(cut, members, true)));
+        let cut = FaultKind::Partition(vec![old, client], members, true);
+        faults.push(self.fault(from, 1_500, cut));
+        faults.push(self.fault(from, 1_500, FaultKind::Queries(old)));
         let to = format!("sequencer-{}", 2 - old).as_str().into();
         let wish = ClusterChange::MoveSequencer { to };
         let from = from + self.rng.below(60);

@@ -63,7 +63,8 @@ async fn a_tail_check_asks_no_unit_under_a_lease_and_goes_on_without_one() {
     // A busy machine may miss a renewal.
     assert!(answered >= 3, "{answered} of 5 were answered without units");
     cluster.kill("layout-1");
-    cluster.lease_is("not held").await;
+    // Without the layout nobody says where to ask for a status.
+    sleep(1_000).await;
     assert!(
         !needs_no_unit(&cluster, &log).await,
         "the lease has run out"
