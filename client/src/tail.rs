@@ -126,6 +126,10 @@ impl TailChecks {
     /// this epoch's sequencer, whose answer was given later and counts it, or in an earlier epoch, and then A lies
     /// below this epoch's start. It does not matter which of the two was served first.
     ///
+    /// Why nobody else is asked under a lease. It had not run out when the sequencer had read the query, so after every
+    /// caller's call began; until then no later epoch has granted a token (rule 20), so A belongs to this epoch or an
+    /// earlier one, and is counted as above.
+    ///
     /// Why the tails' ends count, too: A was durable at the tail of its chain before it returned, so before that tail
     /// was asked, and at or above the start only this epoch's chains hold anything (decision 0007).
     async fn attempt(
@@ -148,11 +152,9 @@ impl TailChecks {
         if unleased && confirmed.is_none() {
             confirmed = Some(self.ask_units(view, streams, turn, deadline).await?);
         }
-        *lease = if unleased {
-            Lease::None
-        } else {
-            Lease::DirectoryLock
-        };
+        // Answers to several messages: one that is not under a lease leaves all to be confirmed.
+        let last = answers.last().map_or(Lease::None, |answer| answer.lease);
+        *lease = if unleased { Lease::None } else { last };
         let first = answers.iter().map(|answer| answer.next).min();
         let trimmed = answers.iter().map(|answer| answer.trimmed).max();
         let mut tail = Tail::new(
@@ -200,6 +202,7 @@ impl TailChecks {
         confirming: usize,
         deadline: Time,
     ) -> Result<Option<Written>, Failure> {
+        metrics::counter!("milonga_client_tail_confirmations_total").increment(1);
         let segment = view.last_segment();
         let chains = view.layout().segments[segment].chains.len();
         let confirming = confirming % chains;

@@ -5,9 +5,9 @@ use milonga_objects::EncodeKey;
 use milonga_protocol::change::{ChangeReport, ChangeStage, ClusterChange};
 use milonga_protocol::frame::{FrameKind, Message, WIRE_VERSION, write};
 use milonga_protocol::messages::{
-    Bootstrap, Handshake, Hello, LayoutRequest, LayoutResponse, Lease, Marks, Refusal, Request,
-    Response, SealReport, SequencerRequest, SequencerResponse, StreamTail, TailAnswer, Token,
-    UnitReadAnswer, UnitRequest, UnitResponse, WireValue, WriteAnswer, encode,
+    Bootstrap, Handshake, Hello, LayoutRequest, LayoutResponse, Lease, Marks, Refusal, Renewal,
+    Request, Response, SealReport, SequencerRequest, SequencerResponse, StreamTail, TailAnswer,
+    Token, UnitReadAnswer, UnitRequest, UnitResponse, WireValue, WriteAnswer, encode,
 };
 use milonga_protocol::{
     BackPointers, ClusterId, EncodedEntry, Entry, EntryId, Epoch, Incarnation, ListEnd, Position,
@@ -203,9 +203,13 @@ fn responses() -> Vec<Response> {
             lease: Lease::None,
             streams: vec![back, BackPointers::EMPTY],
         })),
+        Response::Sequencer(SequencerResponse::Sealed {
+            incarnation: Incarnation(42),
+        }),
         Response::Layout(LayoutResponse::Waiting {
             why: "units".to_owned(),
         }),
+        Response::Layout(LayoutResponse::Lease { lasts_ms: 300 }),
         Response::Refused(Refusal::Sealed { epoch: Epoch(4) }),
         Response::Refused(Refusal::Busy {
             what: "64 MiB".to_owned(),
@@ -274,6 +278,17 @@ fn wire(seeds: &mut Vec<Seed>) {
     let change = ClusterChange::AddChain {
         units: vec!["unit-3a".into(), "unit-3b".into()],
     };
+    let renewal = LayoutRequest::Renew(Renewal {
+        name: "sequencer-1".into(),
+        incarnation: Incarnation(42),
+        epoch: Epoch(3),
+    });
+    add(
+        seeds,
+        "request",
+        "layout-renew",
+        encode(&Request::Layout(renewal)),
+    );
     let dry_run = true;
     let change = Request::Layout(LayoutRequest::Change { change, dry_run });
     add(seeds, "request", "layout-change", encode(&change));

@@ -13,11 +13,12 @@ use milonga_protocol::{
 use crate::change::Strangers;
 use crate::copying::Copying;
 use crate::courier::Courier;
-use crate::effect::{LayoutEffect, StoreId};
+use crate::effect::{ConfirmId, LayoutEffect, StoreId};
 use crate::gets::Gets;
 use crate::heard::Heard;
 use crate::history::{History, StoreChange};
 use crate::joining::Joining;
+use crate::lease::Leases;
 use crate::phase::{Errand, Phase, Runs};
 use crate::plan::{ClusterPlan, PlanError};
 use crate::slowness::Slowness;
@@ -57,6 +58,7 @@ pub struct LayoutCore {
     pub(crate) runs: Runs,
     pub(crate) patience: Patience,
     pub(crate) slowness: Slowness,
+    pub(crate) leases: Leases,
     /// Servers that did not answer, though they say hello: until then they are taken for gone.
     pub(crate) unresponsive: BTreeMap<ServerName, Time>,
     /// Who comes into chains.
@@ -115,6 +117,7 @@ impl LayoutCore {
             }
             _ => plan.sequencer.clone(),
         };
+        let leases = Leases::begin(&plan, &history, now);
         Ok(Self {
             plan,
             history,
@@ -134,6 +137,7 @@ impl LayoutCore {
             runs: Runs::new(),
             patience: Patience::default(),
             slowness: Slowness::default(),
+            leases,
             unresponsive: BTreeMap::new(),
             joining: Joining::default(),
             copying: None,
@@ -205,6 +209,7 @@ impl LayoutCore {
                 let report = self.history.report(after);
                 self.reply(call, LayoutResponse::History(report));
             }
+            LayoutRequest::Renew(renewal) => self.renew(call, renewal),
         }
     }
 
@@ -258,6 +263,12 @@ impl LayoutCore {
         }
     }
 
+    /// Takes the outcome of a `Confirm`: whether a majority said that this is the leader.
+    pub fn confirmed(&mut self, now: Time, id: ConfirmId, leads: bool) {
+        self.pass(now);
+        self.leadership_confirmed(id, leads);
+    }
+
     /// Does what is due.
     pub fn handle_time(&mut self, now: Time) {
         self.pass(now);
@@ -269,6 +280,7 @@ impl LayoutCore {
         }
         match &self.phase {
             Phase::Gather { .. } => self.try_to_begin(),
+            Phase::Open(_) => self.bootstrap_if_due(),
             Phase::Settle(_) => self.settle_time(),
             Phase::Idle => self.care(),
             _ => {}
@@ -282,6 +294,7 @@ impl LayoutCore {
     pub fn next_time(&self) -> Option<Time> {
         let phase = match &self.phase {
             Phase::Gather { .. } => self.begin_at(),
+            Phase::Open(_) => self.bootstrap_at(),
             Phase::Settle(settling) => settling.retry_at,
             Phase::Idle => self.care_at(),
             _ => None,
@@ -340,6 +353,7 @@ impl LayoutCore {
         let mut fact = |name: &str, value: String| facts.insert(name.to_owned(), value);
         fact("state", self.why());
         fact("epoch", self.history.epoch().to_string());
+        fact("lease", self.leases_in_words());
         if let Some(cluster) = self.history.cluster() {
             fact("cluster", cluster.to_string());
         }

@@ -11,6 +11,10 @@ use crate::history::StoreChange;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StoreId(pub u64);
 
+/// Ties the outcome of a confirmation to its effect; never used twice by one core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConfirmId(pub u64);
+
 /// Something for the host to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -33,6 +37,12 @@ pub enum LayoutEffect {
         id: StoreId,
         /// What.
         change: StoreChange,
+    },
+    /// Ask a majority of the layout, from now on, whether this is its leader (`Replica::confirm_leadership`); feed the
+    /// outcome to `LayoutCore::confirmed`. There is at most one at a time.
+    Confirm {
+        /// To be given back with the outcome.
+        id: ConfirmId,
     },
     /// Answer a call.
     Reply(CallId, Response),

@@ -31,6 +31,7 @@ mod gets;
 mod heard;
 mod history;
 mod joining;
+mod lease;
 mod member;
 mod opening;
 mod phase;
@@ -54,7 +55,7 @@ mod words;
 mod tests;
 
 pub use core::LayoutCore;
-pub use effect::{LayoutEffect, StoreId};
+pub use effect::{ConfirmId, LayoutEffect, StoreId};
 pub use history::{History, HistoryError, StoreChange};
 pub use member::{LayoutMember, Reign};
 pub use milonga_protocol::settle::{SendId, SendOutcome};

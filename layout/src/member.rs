@@ -19,7 +19,7 @@ use milonga_protocol::settle::{SendId, SendOutcome};
 use milonga_protocol::{ClusterId, Epoch, Published, ServerName, Time};
 
 use crate::core::LayoutCore;
-use crate::effect::{LayoutEffect, StoreId};
+use crate::effect::{ConfirmId, LayoutEffect, StoreId};
 use crate::gets::Gets;
 use crate::heard::Heard;
 use crate::history::History;
@@ -163,7 +163,8 @@ impl LayoutMember {
                 LayoutRequest::ReportSealed { .. }
                 | LayoutRequest::GiveUp { .. }
                 | LayoutRequest::Change { .. }
-                | LayoutRequest::History { .. } => {
+                | LayoutRequest::History { .. }
+                | LayoutRequest::Renew(_) => {
                     self.refuse(call);
                 }
                 LayoutRequest::Get { known, wait_ms } => {
@@ -200,6 +201,15 @@ impl LayoutMember {
             tracing::warn!(why, "the layout begins anew from its history");
             self.follow(None, Some(format!("beginning anew: {why}")));
             self.effects.push_back(LayoutEffect::BeginAnew { why });
+        }
+    }
+
+    /// Takes the outcome of a `Confirm` of `reign`.
+    pub fn confirmed(&mut self, now: Time, reign: Reign, id: ConfirmId, leads: bool) {
+        if let Seat::Leads { core, .. } = &mut self.seat
+            && reign == self.reign
+        {
+            core.confirmed(now, id, leads);
         }
     }
 

@@ -55,13 +55,14 @@ impl LayoutCore {
         self.phase = Phase::Open(Opening {
             rest,
             opened: BTreeSet::new(),
+            bootstrapping: false,
             page: Some(0),
         });
         self.phase_since = self.now;
         for unit in &members {
             self.send(Errand::Open(*unit), 0);
         }
-        self.send(Errand::Bootstrap, 0);
+        self.bootstrap_if_due();
         // What was said while the store worked was not looked at.
         for unit in members {
             let name = self.unit_name(unit).clone();
@@ -210,7 +211,7 @@ impl LayoutCore {
             | Errand::Collect(unit)
             | Errand::Open(unit)
             | Errand::Settled(unit) => self.unit_name(*unit).clone(),
-            Errand::Rejoin(name, _) => name.clone(),
+            Errand::Rejoin(name, _) | Errand::SealHolder(name) => name.clone(),
             Errand::Copy(step) => self.whom_to_copy(*step),
             Errand::SealSequencer | Errand::Bootstrap | Errand::Settle(_) => self.sequencer.clone(),
         }

@@ -102,6 +102,8 @@ pub(crate) struct AfterCommit {
 pub(crate) struct Opening {
     pub(crate) rest: AfterCommit,
     pub(crate) opened: BTreeSet<UnitIndex>,
+    /// The sequencer was sent its state, or a part of it: nobody else holds a lease (rule 20).
+    pub(crate) bootstrapping: bool,
     /// Next page of the bootstrap; `None`: done.
     pub(crate) page: Option<u32>,
 }
@@ -120,6 +122,8 @@ pub(crate) struct Settling {
 pub(crate) enum Errand {
     Seal(UnitIndex),
     SealSequencer,
+    /// To the process that may hold a lease, until the next sequencer is bootstrapped.
+    SealHolder(ServerName),
     Collect(UnitIndex),
     Open(UnitIndex),
     Bootstrap,

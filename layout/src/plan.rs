@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use milonga_protocol::limits::{DEFAULT_LEASE_MS, LONGEST_LEASE_MS};
 use milonga_protocol::messages::Lease;
 use milonga_protocol::{Layout, Limits, ServerName, UnitIndex};
 
@@ -34,6 +35,8 @@ pub struct ClusterPlan {
     /// What stands for a lease. With [`Lease::DirectoryLock`] all servers are one process, so that nothing else can
     /// start together with them.
     pub lease: Lease,
+    /// How long a lease lasts that is renewed, in milliseconds; not longer than [`LONGEST_LEASE_MS`].
+    pub lease_ms: u32,
 }
 
 /// Why a plan cannot be used.
@@ -103,7 +106,19 @@ impl ClusterPlan {
             copy_bytes_per_second: None,
             limits,
             lease,
+            lease_ms: DEFAULT_LEASE_MS,
         }
+    }
+
+    /// The plan with leases of so many milliseconds (rule 20); 0: with none.
+    #[must_use]
+    pub fn with_lease_ms(mut self, lease_ms: u32) -> Self {
+        self.lease = match lease_ms {
+            0 => Lease::None,
+            _ => Lease::Renewed,
+        };
+        self.lease_ms = lease_ms.min(LONGEST_LEASE_MS);
+        self
     }
 
     /// The plan with these spare sequencers.

@@ -6,7 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use milonga_protocol::layout::SequencerRef;
 use milonga_protocol::messages::{
-    Lease, Refusal, Request, Response, SequencerRequest, StreamTail, UnitRequest, UnitResponse,
+    Lease, Refusal, Request, Response, SequencerRequest, SequencerResponse, StreamTail,
+    UnitRequest, UnitResponse,
 };
 use milonga_protocol::plants::{self, Plant};
 use milonga_protocol::{Incarnation, ServerName, Time, UnitIndex};
@@ -65,7 +66,7 @@ impl LayoutCore {
         let quiet = match self.plan.lease {
             // One process: nobody else can start together with it.
             Lease::DirectoryLock => Duration::ZERO,
-            Lease::None => QUIET,
+            Lease::None | Lease::Renewed => QUIET,
         };
         let (_, chosen_at) = self.next_sequencer()?;
         Some(
@@ -111,6 +112,7 @@ impl LayoutCore {
         self.took.begins(self.now);
         // A sequencer that cannot be reached must not cost the units their epoch.
         self.send(Errand::SealSequencer, 0);
+        self.seal_holder();
     }
 
     fn seal_units(&mut self) {
@@ -270,6 +272,15 @@ impl LayoutCore {
                 let request = SequencerRequest::Seal { epoch };
                 (&self.sequencer, Request::Sequencer(request))
             }
+            (
+                Errand::SealHolder(name),
+                Phase::Seal(_) | Phase::Collect(_) | Phase::Commit(_) | Phase::Open(_),
+            ) => {
+                let epoch = self.history.intent();
+                let epoch = epoch.unwrap_or_else(|| self.history.epoch());
+                let request = SequencerRequest::Seal { epoch };
+                (name, Request::Sequencer(request))
+            }
             (Errand::Collect(unit), Phase::Collect(collecting)) => {
                 let request = UnitRequest::Collect {
                     epoch: collecting.layout.epoch,
@@ -311,7 +322,12 @@ impl LayoutCore {
                 self.all_sealed();
                 Ok(())
             }
-            (Errand::SealSequencer, Response::Sequencer(_) | Response::Refused(_)) => {
+            (Errand::SealHolder(name), response) => {
+                self.noted_seal(name.clone(), &response);
+                Ok(())
+            }
+            (Errand::SealSequencer, response @ (Response::Sequencer(_) | Response::Refused(_))) => {
+                self.noted_seal(self.sequencer.clone(), &response);
                 self.seal_units();
                 self.all_sealed();
                 Ok(())
@@ -324,6 +340,13 @@ impl LayoutCore {
                 self.unit_name(*unit)
             )),
             (_, response) => self.answered_after_commit(errand, response),
+        }
+    }
+
+    /// A sequencer has answered a seal.
+    fn noted_seal(&mut self, name: ServerName, response: &Response) {
+        if let Response::Sequencer(SequencerResponse::Sealed { incarnation }) = *response {
+            self.sequencer_sealed(&SequencerRef { name, incarnation });
         }
     }
 }

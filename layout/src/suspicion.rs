@@ -1,9 +1,10 @@
 //! Who is taken for gone: the sequencer, if there is another process that can take its place, and units, if their chains
 //! keep enough replicas.
 //!
-//! Being wrong is harmless. Units serve the new epoch only, so tokens of the old sequencer are refused, and a tail answer
-//! without a lease is confirmed by units, which no longer do (rules 20 and 21). A unit that missed an epoch forgets what
-//! was decided without it before it comes back (rule 10). It costs a reconfiguration, and copying.
+//! Being wrong is harmless. Units serve the new epoch only, so tokens of the old sequencer are refused; the next one waits
+//! for the old one's lease, and a tail answer without a lease is confirmed by units, which no longer do (rules 20 and 21).
+//! A unit that missed an epoch forgets what was decided without it before it comes back (rule 10). It costs a
+//! reconfiguration, and copying.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;

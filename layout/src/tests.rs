@@ -1,5 +1,6 @@
 //! The whole procedure over a seeded network. Every failure names its seed or its step; the same one fails again.
 
+mod leases;
 mod operator;
 mod resuming;
 mod slowness;

@@ -35,7 +35,12 @@ impl LayoutCore {
                     left.push(&self.sequencer);
                 }
                 let epoch = self.history.epoch();
-                format!("opening epoch {epoch}: waiting for {}", list(&left))
+                let lease = if opening.bootstrapping {
+                    ""
+                } else {
+                    "; the lease of the sequencer before has to run out"
+                };
+                format!("opening epoch {epoch}: waiting for {}{lease}", list(&left))
             }
             Phase::Record { .. } => "recording who entered the new epoch".into(),
             Phase::Settle(settling) => {

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use milonga_protocol::limits::{LONGEST_LEASE_MS, SHORTEST_LEASE_MS};
 use milonga_protocol::{Limits, ServerName};
 use milonga_transport::Peer;
 use serde::{Deserialize, Serialize};
@@ -136,6 +137,11 @@ pub struct LayoutSettings {
     /// Most bytes that are copied in a second to a unit that comes back; unlimited if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copy_bytes_per_second: Option<u64>,
+    /// How long a lease lasts under which the sequencer's tail answers count without a confirmation by log units, in
+    /// milliseconds; 300 if left out, 0 for none, else 100 to 400. The leader's counts. Switch leases off on machines that
+    /// get paused from outside: there clocks do not count the time of the pause.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_ms: Option<u32>,
     /// Shared limits; those left out have their defaults.
     #[serde(default)]
     pub limits: LimitSettings,
@@ -152,6 +158,7 @@ impl LayoutSettings {
             spare_units: Vec::new(),
             min_replicas: None,
             copy_bytes_per_second: None,
+            lease_ms: None,
             limits: LimitSettings::default(),
         }
     }
@@ -431,6 +438,12 @@ impl LayoutSettings {
             let remedy = "leave it out for no limit";
             return wrong("layout.copy_bytes_per_second", "is 0".into(), remedy);
         }
+        let leases = SHORTEST_LEASE_MS..=LONGEST_LEASE_MS;
+        let odd = |ms: &u32| *ms != 0 && !leases.contains(ms);
+        if let Some(lease_ms) = self.lease_ms.filter(odd) {
+            let remedy = "use 100 to 400, or 0 for no leases; leave it out for 300";
+            return wrong("layout.lease_ms", format!("is {lease_ms}"), remedy);
+        }
         if self.sequencer.is_empty() {
             let remedy = "name the process that has the section [sequencer]";
             return wrong("layout.sequencer", "is empty".into(), remedy);
@@ -529,6 +542,12 @@ mod tests {
                 "= 999999999",
                 "`layout.limits.entry_bytes`",
                 "at most",
+            ),
+            (
+                "sequencer = \"sequencer-1\"\n",
+                "sequencer = \"sequencer-1\"\nlease_ms = 401\n",
+                "`layout.lease_ms`: is 401",
+                "100 to 400",
             ),
             ("7100\"\n", "x\"\n", "listen", "line"),
             (

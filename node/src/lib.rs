@@ -19,6 +19,7 @@ mod error;
 mod hello;
 mod host;
 mod layout;
+mod lease;
 mod lock;
 mod look;
 mod machine;

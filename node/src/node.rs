@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use milonga_layout::{ClusterPlan, SPARE_AFTER};
+use milonga_protocol::limits::DEFAULT_LEASE_MS;
 use milonga_protocol::messages::{Lease, ServerStatus};
 use milonga_protocol::{Incarnation, ServerName, SharedEnv};
 use milonga_transport::{Identity, Peer, QuicNetwork, QuicServer, Tls};
@@ -137,4 +138,5 @@ fn cluster_plan(settings: &LayoutSettings) -> ClusterPlan {
     .with_spare_units(units.collect(), SPARE_AFTER)
     .with_min_replicas(settings.min_replicas.unwrap_or(1))
     .with_copy_limit(settings.copy_bytes_per_second)
+    .with_lease_ms(settings.lease_ms.unwrap_or(DEFAULT_LEASE_MS))
 }

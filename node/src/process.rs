@@ -8,9 +8,9 @@ use milonga_layout::{LayoutMember, Replica};
 use milonga_log_units::{Unit, UnitConfig};
 use milonga_protocol::messages::ServerStatus;
 use milonga_protocol::{ClusterId, SharedEnv, Task, UnitId};
-use milonga_sequencer::Sequencer;
+use milonga_sequencer::{AskLease, Sequencer};
 use milonga_transport::{Identity, Peer, Service, SharedNetwork};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 use tokio::sync::watch;
 
@@ -19,8 +19,9 @@ use crate::error::NodeError;
 use crate::hello::Greeter;
 use crate::host::{self, Handle};
 use crate::layout::{Carrier, Door, LayoutPlan, NEW_LAYOUT, Supervisor};
+use crate::lease::Renewer;
 use crate::machine::{DiskCompletion, Guard, Machine, OpenDisk};
-use crate::roles::{LayoutRole, SequencerRole, UnitRole, UnitState};
+use crate::roles::{LayoutRole, Leased, SequencerRole, UnitRole, UnitState};
 use crate::service::{Front, Roles};
 use crate::steer::Steering;
 
@@ -46,7 +47,7 @@ pub struct ServerPlan {
 /// Everything that runs is listed in the order in which it is stopped: nothing touches the directory any more when
 /// its lock is released. Dropping it stops everything, and blocks if the machine's disk does.
 pub struct ServerProcess {
-    /// They say hello to the layout.
+    /// They say hello to the layout, and ask it for leases.
     greeters: Vec<Task>,
     tasks: Vec<Task>,
     replica: Option<Arc<Replica>>,
@@ -55,6 +56,8 @@ pub struct ServerProcess {
     lock: Option<Guard>,
     roles: Arc<Roles>,
     unit_state: Option<watch::Receiver<UnitState>>,
+    /// What the sequencer asks of the layout, and the way back: until it is known where that is.
+    leases: Option<(UnboundedReceiver<AskLease>, UnboundedSender<Leased>)>,
 }
 
 impl ServerProcess {
@@ -82,6 +85,7 @@ impl ServerProcess {
             lock,
             roles: Arc::new(Roles::new(env, identity)),
             unit_state: None,
+            leases: None,
         };
         let sequencer = plan.sequencer.then(|| process.sequencer(env, identity));
         let unit = match &plan.unit {
@@ -129,7 +133,7 @@ impl ServerProcess {
         self.roles.status().await
     }
 
-    /// Begins to say hello to the layout; `address` is where others reach this process.
+    /// Begins to say hello to the layout, and to ask it for leases; `address` is where others reach this process.
     pub fn greet(&mut self, network: &SharedNetwork, address: &str, layout: &[Peer]) {
         let roles = &self.roles;
         for server in layout {
@@ -145,6 +149,18 @@ impl ServerProcess {
                 sequencer: roles.sequencer.is_some(),
             };
             let task = roles.env.spawn("hello", Box::pin(greeter.run()));
+            self.greeters.push(task);
+        }
+        if let Some((asks, leased)) = self.leases.take() {
+            let renewer = Renewer {
+                network: Arc::clone(network),
+                layout: layout.to_vec(),
+                name: roles.identity.name().clone(),
+                incarnation: roles.identity.incarnation(),
+                asks,
+                leased,
+            };
+            let task = roles.env.spawn("leases", Box::pin(renewer.run()));
             self.greeters.push(task);
         }
     }
@@ -178,8 +194,13 @@ impl ServerProcess {
             core: Sequencer::new(identity.incarnation()),
             identity: Arc::clone(identity),
         };
-        let (_, events) = unbounded_channel();
-        let (handle, task) = host::start(env, core, events, |effect| match effect {});
+        let (leased, events) = unbounded_channel();
+        let (ask, asks) = unbounded_channel();
+        let (handle, task) = host::start(env, core, events, move |effect| {
+            // Who asks no more belongs to a process that is being stopped.
+            let _ = ask.send(effect);
+        });
+        self.leases = Some((asks, leased));
         self.tasks.push(task);
         handle
     }

@@ -5,5 +5,5 @@ mod sequencer;
 mod unit;
 
 pub(crate) use layout::{LayoutEvent, LayoutRole};
-pub(crate) use sequencer::SequencerRole;
+pub(crate) use sequencer::{Leased, SequencerRole};
 pub(crate) use unit::{UnitRole, UnitState};

@@ -144,7 +144,7 @@ const fn is_control(request: &Request) -> bool {
                 | UnitRequest::Rejoin { .. }
                 | UnitRequest::Lacking { .. }
         ) | Request::Sequencer(SequencerRequest::Seal { .. } | SequencerRequest::Bootstrap(_))
-            | Request::Layout(LayoutRequest::Hello(_))
+            | Request::Layout(LayoutRequest::Hello(_) | LayoutRequest::Renew(_))
             | Request::Raft
     )
 }
@@ -154,14 +154,14 @@ fn may(from: &Caller, request: &Request) -> Result<(), Refusal> {
         let why = format!("{} has no server certificate", from.name);
         return Err(Refusal::NotAllowed { why });
     }
-    match request {
-        Request::Layout(LayoutRequest::Hello(hello)) if hello.name != from.name => {
-            let why = format!(
-                "the certificate of {} says hello as {}",
-                from.name, hello.name
-            );
-            Err(Refusal::NotAllowed { why })
-        }
-        _ => Ok(()),
+    let (name, does) = match request {
+        Request::Layout(LayoutRequest::Hello(hello)) => (&hello.name, "says hello"),
+        Request::Layout(LayoutRequest::Renew(renewal)) => (&renewal.name, "asks for a lease"),
+        _ => return Ok(()),
+    };
+    if *name == from.name {
+        return Ok(());
     }
+    let why = format!("the certificate of {} {does} as {name}", from.name);
+    Err(Refusal::NotAllowed { why })
 }

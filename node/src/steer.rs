@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use milonga_layout::{LayoutEffect, Reign, Replica, SendId, StoreChange, StoreId};
+use milonga_layout::{ConfirmId, LayoutEffect, Reign, Replica, SendId, StoreChange, StoreId};
 use milonga_protocol::messages::{Request, Response};
 use milonga_protocol::{SharedEnv, Task};
 use milonga_transport::{Peer, SharedNetwork};
@@ -29,6 +29,7 @@ pub(crate) struct Steering {
     calls: UnderWay<SendId>,
     /// Changes that were proposed: a phase's, and perhaps an operator's beside it.
     proposals: UnderWay<StoreId>,
+    confirmations: UnderWay<ConfirmId>,
 }
 
 impl Steering {
@@ -47,6 +48,7 @@ impl Steering {
             anew,
             calls: UnderWay::default(),
             proposals: UnderWay::default(),
+            confirmations: UnderWay::default(),
         }
     }
 
@@ -59,6 +61,7 @@ impl Steering {
                 body,
             } => self.send((reign, id), to, request, body),
             LayoutEffect::Store { id, change } => self.propose(reign, id, change),
+            LayoutEffect::Confirm { id } => self.confirm((reign, id)),
             LayoutEffect::BeginAnew { .. } => {
                 // Who is gone has nothing to begin.
                 let _ = self.anew.send(());
@@ -99,6 +102,19 @@ impl Steering {
         let task = self.env.spawn("layout change", Box::pin(task));
         lock(&self.proposals).insert((reign, id), task);
     }
+
+    /// The majority is asked after this was called, and so after whatever was to be confirmed had arrived.
+    fn confirm(&self, id: (Reign, ConfirmId)) {
+        let (replica, events) = (Arc::clone(&self.replica), self.events.clone());
+        let confirmations = Arc::clone(&self.confirmations);
+        let task = async move {
+            let leads = replica.confirm_leadership().await.is_ok();
+            let _ = events.send(LayoutEvent::Confirmed(id.0, id.1, leads));
+            ended(&confirmations, id);
+        };
+        let task = self.env.spawn("layout confirmation", Box::pin(task));
+        lock(&self.confirmations).insert(id, task);
+    }
 }
 
 fn lock<Id>(under_way: &UnderWay<Id>) -> MutexGuard<'_, BTreeMap<(Reign, Id), Task>> {
@@ -118,6 +134,7 @@ impl Drop for Steering {
         // Each task holds the table that holds it: without this they would go on to their deadlines.
         let calls = std::mem::take(&mut *lock(&self.calls));
         let proposals = std::mem::take(&mut *lock(&self.proposals));
-        drop((calls, proposals));
+        let confirmations = std::mem::take(&mut *lock(&self.confirmations));
+        drop((calls, proposals, confirmations));
     }
 }

@@ -15,7 +15,8 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// A shared environment.
 pub type SharedEnv = Arc<dyn Env>;
 
-/// Monotonic time since the environment began. Comparable only within one process.
+/// Monotonic time since the environment began, the time that the machine was asleep included (rule 20 counts on it).
+/// Comparable only within one process.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Time(Duration);
 
@@ -53,7 +54,8 @@ impl fmt::Debug for Time {
 
 /// Where clock, randomness and tasks come from.
 pub trait Env: Send + Sync + 'static {
-    /// Now, monotonic.
+    /// Now, monotonic. Goes on while the process is stopped and while the machine sleeps, and is at most one part in forty
+    /// faster or slower than real time: leases are safe only with such a clock.
     fn now(&self) -> Time;
 
     /// Completes at `deadline`, at once if it has passed.

@@ -25,6 +25,14 @@ pub const UNITS_PER_NEW_CHAIN: usize = 16;
 /// Longest time a server holds a waiting request before it answers anyway.
 pub const LONGEST_WAIT_MS: u32 = 2_000;
 
+/// The longest lease that a layout grants and a sequencer takes (rule 20). A new leader of the layout, who does not know
+/// what the one before granted, waits for so long.
+pub const LONGEST_LEASE_MS: u32 = 400;
+/// The shortest lease that can be configured: it has to bear that a renewal is lost.
+pub const SHORTEST_LEASE_MS: u32 = 100;
+/// The lease if nothing is configured. It has run out when half a second of silence is noticed.
+pub const DEFAULT_LEASE_MS: u32 = 300;
+
 /// Shared limits: fixed in the layout, the same for everybody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

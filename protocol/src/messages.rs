@@ -483,7 +483,7 @@ pub enum SequencerRequest {
     },
     /// State for a new epoch, in pages; usable after the last. Servers only.
     Bootstrap(Bootstrap),
-    /// Stop serving every epoch below `epoch`. Servers only.
+    /// Stop serving every epoch below `epoch`, and give up the lease. Servers only.
     Seal {
         /// The epoch that is to come.
         epoch: Epoch,
@@ -525,6 +525,9 @@ pub enum Lease {
     None,
     /// The directory lock of an embedded log (rule 44).
     DirectoryLock,
+    /// A lease that the layout's leader renews (rule 20). In a bootstrap: one is to be asked for. In a tail answer: it
+    /// is held, and had not run out when the query was read.
+    Renewed,
 }
 
 /// Permission to write one position.
@@ -557,7 +560,7 @@ pub enum SequencerResponse {
     Tokens(Vec<Token>),
     /// To `Tail` and `Wait`.
     Tail(TailAnswer),
-    /// To `Bootstrap`, `Seal` and `Trimmed`.
+    /// To `Bootstrap` and `Trimmed`.
     Done,
     /// To `Tokens`, if some of them would make more streams than there may be.
     SomeTokens {
@@ -567,6 +570,11 @@ pub enum SequencerResponse {
         refused: Vec<u32>,
         /// Most streams that may exist (a layout limit).
         limit: u64,
+    },
+    /// To `Seal`: this run of the process serves no lower epoch any more, and holds no lease for one.
+    Sealed {
+        /// The run.
+        incarnation: Incarnation,
     },
 }
 
@@ -609,6 +617,20 @@ pub enum LayoutRequest {
         /// 0: from the first one.
         after: Epoch,
     },
+    /// The sequencer asks for a lease on the tail answers of its epoch, from the moment on when it sent this (rule 20).
+    /// Servers only.
+    Renew(Renewal),
+}
+
+/// Whose lease is to be renewed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewal {
+    /// The sequencer; equal to the name in its certificate.
+    pub name: ServerName,
+    /// Its run.
+    pub incarnation: Incarnation,
+    /// The epoch that it serves.
+    pub epoch: Epoch,
 }
 
 /// What a server process is.
@@ -664,6 +686,11 @@ pub enum LayoutResponse {
     Change(ChangeReport),
     /// To `History`.
     History(HistoryReport),
+    /// To `Renew`.
+    Lease {
+        /// How long the lease lasts from the moment on when the request was sent; 0: there is none.
+        lasts_ms: u32,
+    },
 }
 
 // ------------------------------------------------------------------------------------------------ status

@@ -49,6 +49,12 @@ plants! {
     HandedOutBeforeCommit,
     /// The sequencer acknowledges a seal and goes on granting (rule 20; F1).
     SequencerServesSealed,
+    /// The next sequencer is bootstrapped before the lease of the one before has run out (rule 20).
+    NextSequencerDoesNotWait,
+    /// A lease runs from the moment on when the answer came, not from when it was asked for (rule 20).
+    LeaseRunsFromReply,
+    /// The layout's leader renews a lease without asking a majority whether it still leads (rule 20).
+    RenewsWithoutQuorum,
     /// A bootstrap that is repeated begins anew (rule 17; F6).
     RepeatedBootstrapStartsOver,
     /// The sequencer forgets now and then that it granted a position to a stream (rule 24).

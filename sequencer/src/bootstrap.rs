@@ -4,6 +4,7 @@ use milonga_protocol::limits::STREAM_TAILS_PER_PAGE;
 use milonga_protocol::messages::{Bootstrap, Refusal, StreamTail};
 use milonga_protocol::{Epoch, StreamId};
 
+use crate::lease::Held;
 use crate::malformed;
 use crate::state::{State, Streams};
 
@@ -72,7 +73,7 @@ impl Filling {
             next,
             trimmed,
             lost,
-            lease,
+            lease: Held::new(lease),
             stream_limit,
             last: self.streams,
         }

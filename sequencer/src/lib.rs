@@ -3,7 +3,8 @@
 //! ```text
 //!   handle(now, call, request) --> [ seal / epoch check ] --> State: next position, stream -> last K positions
 //!   handle_time(now)           --> [ parked waits ]                      |
-//!                                                   poll_reply() <-------'
+//!        |                                          poll_reply() <-------'
+//!        '--> [ lease ] --> poll_ask() --> the layout --> leased(now, ask, how long)
 //! ```
 //!
 //! One owner, no locks, no clock. The state is *created by* a bootstrap that carries its epoch, and there is none
@@ -31,6 +32,7 @@
 //! ```
 
 mod bootstrap;
+mod lease;
 mod state;
 mod waits;
 
@@ -38,6 +40,7 @@ mod waits;
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use milonga_protocol::limits::{
     FRAME_HEADER_BYTES, ITEMS_PER_MESSAGE, LONGEST_WAIT_MS, MAX_STREAMS_PER_ENTRY,
@@ -47,6 +50,8 @@ use milonga_protocol::messages::{
 };
 use milonga_protocol::plants::{self, Plant};
 use milonga_protocol::{ClusterId, Epoch, Incarnation, Position, StreamId, Time};
+
+pub use lease::AskLease;
 
 use bootstrap::Filling;
 use state::{Granted, State};
@@ -70,6 +75,10 @@ pub struct Sequencer {
     filling: Option<Filling>,
     waits: Waits,
     replies: VecDeque<(CallId, Response)>,
+    /// A lease is to be asked for.
+    ask: Option<AskLease>,
+    /// When something last happened.
+    now: Time,
 }
 
 type Answer = Result<SequencerResponse, Refusal>;
@@ -87,6 +96,8 @@ impl Sequencer {
             filling: None,
             waits: Waits::new(),
             replies: VecDeque::new(),
+            ask: None,
+            now: Time::from_start(Duration::ZERO),
         }
     }
 
@@ -101,11 +112,13 @@ impl Sequencer {
         self.cluster
     }
 
-    /// Takes a request. The answer comes out of [`Self::poll_reply`] under `call`, at once for all but `Wait`.
+    /// Takes a request. The answer comes out of [`Self::poll_reply`] under `call`, at once for all but `Wait`. `now` MUST be
+    /// read after the request was: the lease on a tail answer has to last until then (rule 20).
     pub fn handle(&mut self, now: Time, call: CallId, request: SequencerRequest) {
+        self.now = now;
         let answer = match request {
             SequencerRequest::Tokens { epoch, wants } => self.tokens(epoch, &wants),
-            SequencerRequest::Tail { epoch, streams } => self.tail(epoch, &streams),
+            SequencerRequest::Tail { epoch, streams } => self.tail(now, epoch, &streams),
             SequencerRequest::Trimmed { epoch, below } => self.trimmed(epoch, below),
             SequencerRequest::Bootstrap(page) => self.bootstrap(page),
             SequencerRequest::Seal { epoch } => self.seal(epoch),
@@ -129,8 +142,15 @@ impl Sequencer {
         self.reply(call, answer);
     }
 
-    /// Answers the waits whose time is up.
+    /// Answers the waits whose time is up, and asks for a lease when it is time to.
     pub fn handle_time(&mut self, now: Time) {
+        self.now = now;
+        if let Some(state) = self.state.as_mut().filter(|s| s.epoch >= self.sealed_below)
+            && state.lease.asks(now)
+        {
+            let epoch = state.epoch;
+            self.ask = Some(AskLease { epoch, asked: now });
+        }
         let expired = self.waits.expired(now);
         self.answer_waits(expired);
     }
@@ -138,7 +158,26 @@ impl Sequencer {
     /// When [`Self::handle_time`] has something to do.
     #[must_use]
     pub fn next_time(&self) -> Option<Time> {
-        self.waits.next_time()
+        let state = self.state.as_ref();
+        let state = state.filter(|s| s.epoch >= self.sealed_below);
+        let ask_at = state.and_then(|s| s.lease.ask_at());
+        [self.waits.next_time(), ask_at].into_iter().flatten().min()
+    }
+
+    /// A request for a lease, to be sent to the layout; its answer goes to [`Self::leased`], and none is an answer, too.
+    pub const fn poll_ask(&mut self) -> Option<AskLease> {
+        self.ask.take()
+    }
+
+    /// The layout granted what `ask` was for: a lease that lasts so long from the time of asking on; zero: none.
+    pub fn leased(&mut self, now: Time, ask: AskLease, lasts: Duration) {
+        self.now = now;
+        // A lease is its epoch's; and what was sealed answers nothing, whatever it holds.
+        if let Some(state) = self.state.as_mut().filter(|s| s.epoch == ask.epoch)
+            && lasts > Duration::ZERO
+        {
+            state.lease.granted(now, ask.asked, lasts);
+        }
     }
 
     /// The next answer, in any order.
@@ -163,6 +202,9 @@ impl Sequencer {
             fact("next", state.next.to_string());
             fact("trimmed", state.trimmed.to_string());
             fact("streams", state.streams().to_string());
+            if state.epoch >= self.sealed_below {
+                fact("lease", state.lease.describe(self.now).to_owned());
+            }
         }
         fact("waits", self.waits.len().to_string());
         facts
@@ -209,10 +251,10 @@ impl Sequencer {
         })
     }
 
-    fn tail(&mut self, epoch: Epoch, streams: &[StreamId]) -> Answer {
+    fn tail(&mut self, now: Time, epoch: Epoch, streams: &[StreamId]) -> Answer {
         let state = self.serving(epoch)?;
         check_streams(streams)?;
-        Ok(SequencerResponse::Tail(state.tail(streams)))
+        Ok(SequencerResponse::Tail(state.tail(now, streams)))
     }
 
     fn trimmed(&mut self, epoch: Epoch, below: Position) -> Answer {
@@ -237,14 +279,17 @@ impl Sequencer {
             return Some(Err(refusal));
         }
         if wait.until <= now || state.grew(&wait.streams, wait.from) {
-            return Some(Ok(SequencerResponse::Tail(state.tail(&wait.streams))));
+            let answer = state.tail(now, &wait.streams);
+            return Some(Ok(SequencerResponse::Tail(answer)));
         }
         self.waits.park(call, wait).err().map(Err)
     }
 
     fn seal(&mut self, epoch: Epoch) -> Answer {
+        let incarnation = self.incarnation;
+        let sealed = SequencerResponse::Sealed { incarnation };
         if plants::active(Plant::SequencerServesSealed) {
-            return Ok(SequencerResponse::Done);
+            return Ok(sealed);
         }
         if epoch > self.sealed_below {
             self.sealed_below = epoch;
@@ -253,7 +298,7 @@ impl Sequencer {
             }
             self.refuse_old_waits();
         }
-        Ok(SequencerResponse::Done)
+        Ok(sealed)
     }
 
     fn bootstrap(&mut self, page: Bootstrap) -> Answer {
@@ -308,7 +353,7 @@ impl Sequencer {
     fn answer_waits(&mut self, waits: Vec<(CallId, Wait)>) {
         for (call, wait) in waits {
             let answer = match &self.state {
-                Some(state) => Ok(SequencerResponse::Tail(state.tail(&wait.streams))),
+                Some(state) => Ok(SequencerResponse::Tail(state.tail(self.now, &wait.streams))),
                 None => Err(Refusal::NotOpen),
             };
             self.reply(call, answer);
@@ -370,4 +415,4 @@ const fn malformed(why: String) -> Refusal {
 }
 
 /// The longest that a wait may be parked.
-const LONGEST_WAIT: std::time::Duration = std::time::Duration::from_millis(LONGEST_WAIT_MS as u64);
+const LONGEST_WAIT: Duration = Duration::from_millis(LONGEST_WAIT_MS as u64);

@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, DefaultHasher};
 
-use milonga_protocol::messages::{Lease, TailAnswer, Token};
+use milonga_protocol::messages::{TailAnswer, Token};
 use milonga_protocol::plants::{self, Plant};
-use milonga_protocol::{BackPointers, Epoch, ListEnd, Position, StreamId, StreamLink};
+use milonga_protocol::{BackPointers, Epoch, ListEnd, Position, StreamId, StreamLink, Time};
+
+use crate::lease::Held;
 
 /// Never iterated, so its order does not matter; hashed alike in every run.
 pub(crate) type Streams = HashMap<StreamId, BackPointers, BuildHasherDefault<DefaultHasher>>;
@@ -29,7 +31,7 @@ pub(crate) struct State {
     pub(crate) trimmed: Position,
     /// Everything below it may hide entries of any stream, unless it was trimmed.
     pub(crate) lost: Position,
-    pub(crate) lease: Lease,
+    pub(crate) lease: Held,
     pub(crate) stream_limit: u64,
     pub(crate) last: Streams,
 }
@@ -94,12 +96,12 @@ impl State {
         }
     }
 
-    /// The tail, and the last positions of `streams`.
-    pub(crate) fn tail(&self, streams: &[StreamId]) -> TailAnswer {
+    /// The tail, and the last positions of `streams`, for a query that was read at `now`.
+    pub(crate) fn tail(&self, now: Time, streams: &[StreamId]) -> TailAnswer {
         TailAnswer {
             next: self.next,
             trimmed: self.trimmed,
-            lease: self.lease,
+            lease: self.lease.at(now),
             streams: streams.iter().map(|stream| self.list(*stream)).collect(),
         }
     }

@@ -46,10 +46,11 @@ fn refused(sequencer: &mut Sequencer, request: SequencerRequest) -> Refusal {
 }
 
 fn done(sequencer: &mut Sequencer, request: SequencerRequest) {
-    assert_eq!(
-        ask(sequencer, request),
-        Response::Sequencer(SequencerResponse::Done)
-    );
+    let done = match request {
+        SequencerRequest::Seal { .. } => SequencerResponse::Sealed { incarnation: RUN },
+        _ => SequencerResponse::Done,
+    };
+    assert_eq!(ask(sequencer, request), Response::Sequencer(done));
 }
 
 fn boot(sequencer: &mut Sequencer, page: Bootstrap) {
@@ -586,5 +587,103 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+// --------------------------------------------------------------------------------------------------- leases
+
+fn leasing() -> Sequencer {
+    let mut sequencer = Sequencer::new(RUN);
+    let mut page = page(1, 5);
+    page.lease = Lease::Renewed;
+    boot(&mut sequencer, page);
+    sequencer
+}
+
+/// What stands for a lease in a tail answer to a query of `epoch` that is read at `ms`; `None`: it is refused.
+fn lease_at(sequencer: &mut Sequencer, epoch: u64, ms: u64) -> Option<Lease> {
+    let (epoch, streams) = (Epoch(epoch), vec![]);
+    let request = SequencerRequest::Tail { epoch, streams };
+    sequencer.handle(at(ms), CallId(1), request);
+    match sequencer.poll_reply() {
+        Some((_, Response::Sequencer(SequencerResponse::Tail(answer)))) => Some(answer.lease),
+        _ => None,
+    }
+}
+
+fn asked_at(sequencer: &mut Sequencer, ms: u64) -> AskLease {
+    sequencer.handle_time(at(ms));
+    sequencer.poll_ask().expect("it is time to ask")
+}
+
+#[test]
+fn a_lease_runs_from_the_moment_of_asking_and_no_longer_than_the_longest() {
+    let mut sequencer = leasing();
+    let lasts = Duration::from_millis(300);
+    assert_eq!(sequencer.next_time(), Some(at(0)), "asks at once");
+    let first = asked_at(&mut sequencer, 10);
+    assert_eq!(lease_at(&mut sequencer, 1, 20), Some(Lease::None));
+    // The answer takes its time; that is the lease's.
+    sequencer.leased(at(200), first, lasts);
+    assert_eq!(lease_at(&mut sequencer, 1, 309), Some(Lease::Renewed));
+    assert_eq!(sequencer.facts()["lease"], "held");
+    assert_eq!(lease_at(&mut sequencer, 1, 310), Some(Lease::None));
+    assert!(sequencer.facts()["lease"].starts_with("not held"));
+    let second = asked_at(&mut sequencer, 320);
+    sequencer.leased(at(330), second, Duration::from_secs(5));
+    // An older answer that was overtaken, and one that grants nothing.
+    sequencer.leased(at(340), first, lasts);
+    sequencer.leased(at(340), second, Duration::ZERO);
+    assert_eq!(lease_at(&mut sequencer, 1, 719), Some(Lease::Renewed));
+    assert_eq!(lease_at(&mut sequencer, 1, 720), Some(Lease::None));
+}
+
+#[test]
+fn a_lease_is_asked_for_three_times_while_it_lasts() {
+    let mut sequencer = leasing();
+    let ask = asked_at(&mut sequencer, 0);
+    assert_eq!(sequencer.next_time(), Some(at(100)));
+    sequencer.leased(at(5), ask, Duration::from_millis(150));
+    let _ = asked_at(&mut sequencer, 100);
+    assert_eq!(sequencer.next_time(), Some(at(150)));
+    sequencer.handle_time(at(149));
+    assert_eq!(sequencer.poll_ask(), None);
+}
+
+#[test]
+fn a_seal_or_a_new_epoch_ends_the_lease_of_the_old_one() {
+    let lasts = Duration::from_millis(300);
+    let mut sequencer = leasing();
+    let ask = asked_at(&mut sequencer, 0);
+    done(&mut sequencer, seal(2));
+    sequencer.leased(at(1), ask, lasts);
+    assert_eq!(lease_at(&mut sequencer, 1, 2), None);
+    assert_eq!(sequencer.next_time(), None, "asks no more");
+    let mut next = page(2, 9);
+    next.lease = Lease::Renewed;
+    boot(&mut sequencer, next);
+    sequencer.leased(at(3), ask, lasts);
+    assert_eq!(
+        lease_at(&mut sequencer, 2, 4),
+        Some(Lease::None),
+        "an old epoch's"
+    );
+    let ask = asked_at(&mut sequencer, 5);
+    assert_eq!(ask.epoch, Epoch(2));
+    sequencer.leased(at(6), ask, lasts);
+    assert_eq!(lease_at(&mut sequencer, 2, 7), Some(Lease::Renewed));
+}
+
+#[test]
+fn nobody_is_asked_where_leases_are_switched_off_or_a_lock_stands_for_them() {
+    for lease in [Lease::None, Lease::DirectoryLock] {
+        let mut sequencer = Sequencer::new(RUN);
+        let mut page = page(1, 5);
+        page.lease = lease;
+        boot(&mut sequencer, page);
+        assert_eq!(sequencer.next_time(), None);
+        sequencer.handle_time(at(500));
+        assert_eq!(sequencer.poll_ask(), None);
+        assert_eq!(lease_at(&mut sequencer, 1, 600), Some(lease));
     }
 }

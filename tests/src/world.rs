@@ -26,6 +26,7 @@ mod quic;
 mod rng;
 mod run;
 mod shrink;
+mod takeovers;
 mod trace;
 pub mod witness;
 mod workload;

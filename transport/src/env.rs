@@ -1,6 +1,7 @@
 //! The real environment: tokio's clock and tasks, randomness of the operating system.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ const FAR: Duration = Duration::from_secs(100 * 365 * 86_400);
 pub struct TokioEnv {
     runtime: Handle,
     start: Instant,
+    sleep: Asleep,
     random: Mutex<Generator>,
 }
 
@@ -70,6 +72,7 @@ impl TokioEnv {
         Ok(Arc::new(Self {
             runtime,
             start: Instant::now(),
+            sleep: Asleep::since_now(),
             random: Mutex::new(random),
         }))
     }
@@ -81,13 +84,16 @@ impl TokioEnv {
 )]
 impl Env for TokioEnv {
     fn now(&self) -> Time {
-        Time::from_start(Instant::now().saturating_duration_since(self.start))
+        let awake = Instant::now().saturating_duration_since(self.start);
+        Time::from_start(awake + self.sleep.so_far())
     }
 
     fn sleep_until(&self, deadline: Time) -> BoxFuture<'static, ()> {
-        // The timer belongs to this runtime, whoever polls it.
+        // The timer belongs to this runtime, whoever polls it. Its clock stands still while the machine sleeps: what is set
+        // before fires as much later. Nobody relies on a timer to be in time.
         let _inside = self.runtime.enter();
-        let at = self.start + deadline.since_start().min(FAR);
+        let awake = deadline.since_start().saturating_sub(self.sleep.known());
+        let at = self.start + awake.min(FAR);
         Box::pin(tokio::time::sleep_until(at))
     }
 
@@ -109,6 +115,56 @@ impl fmt::Debug for TokioEnv {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("TokioEnv")
     }
+}
+
+/// How long the machine has been asleep since this was made. tokio's clock does not count that; leases need it (rule 20).
+struct Asleep {
+    before: Duration,
+    /// In milliseconds: two clocks are never read at the same moment.
+    since: AtomicU64,
+}
+
+impl Asleep {
+    fn since_now() -> Self {
+        // Whoever is interrupted between two clocks reads less than there is.
+        let readings = std::array::from_fn::<_, 4, _>(|_| asleep());
+        Self {
+            before: readings.into_iter().max().unwrap_or_default(),
+            since: AtomicU64::new(0),
+        }
+    }
+
+    /// Never falls.
+    fn so_far(&self) -> Duration {
+        let now = asleep().saturating_sub(self.before).as_millis();
+        let now = u64::try_from(now).unwrap_or(u64::MAX);
+        if now > self.since.load(Ordering::Relaxed) {
+            self.since.fetch_max(now, Ordering::Relaxed);
+        }
+        self.known()
+    }
+
+    /// As of the last time that somebody looked.
+    fn known(&self) -> Duration {
+        Duration::from_millis(self.since.load(Ordering::Relaxed))
+    }
+}
+
+/// How long the machine has been asleep since it was started, or less.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn asleep() -> Duration {
+    use rustix::time::{ClockId, clock_gettime};
+
+    let read = |clock| Duration::try_from(clock_gettime(clock)).unwrap_or_default();
+    // In this order, so that what passes in between makes it less.
+    let all = read(ClockId::Boottime);
+    all.saturating_sub(read(ClockId::Monotonic))
+}
+
+/// Other systems' clocks are not known here: switch leases off on machines that sleep.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+const fn asleep() -> Duration {
+    Duration::ZERO
 }
 
 /// xoshiro256++: fast and uniform, not for secrets.

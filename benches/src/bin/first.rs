@@ -76,6 +76,20 @@ async fn measure(report: &ReportArgs) -> Result<Vec<Figure>, AnyError> {
         let rates = on_cluster(async |config, program| gets(config, program).await).await?;
         figures.push(rate("map_get_256", rates, 200_000.0));
     }
+    for leased in [true, false] {
+        let names = if leased {
+            ["get_alone_1", "get_alone_256"]
+        } else {
+            ["get_alone_1_unleased", "get_alone_256_unleased"]
+        };
+        if names.iter().any(|name| report.wants(name)) {
+            let samples = on_cluster_with(leased, async |config, _| gets_alone(config).await);
+            let figures_of = names.into_iter().zip(samples.await?);
+            figures.extend(
+                figures_of.map(|(name, samples)| Figure::new(name, "1/s", Better::Higher, samples)),
+            );
+        }
+    }
     if report.wants("map_insert_256") {
         let rates = on_cluster(async |config, _| inserts(config).await).await?;
         figures.push(rate("map_insert_256", rates, 60_000.0));
@@ -95,9 +109,28 @@ fn rate(name: &str, samples: Vec<f64>, target: f64) -> Figure {
 async fn on_cluster<T>(
     work: impl AsyncFnOnce(&Path, &Path) -> Result<T, AnyError>,
 ) -> Result<T, AnyError> {
+    on_cluster_with(true, work).await
+}
+
+/// The same; without leases, a chain confirms each tail check.
+async fn on_cluster_with<T>(
+    leased: bool,
+    work: impl AsyncFnOnce(&Path, &Path) -> Result<T, AnyError>,
+) -> Result<T, AnyError> {
     let dir = tempfile::tempdir_in(std::env::current_dir()?.join("target"))?;
     let program = std::env::current_exe()?;
-    let cluster = LocalCluster::start(dir.path(), 2, 2, &program, &["server"])?;
+    let mut cluster = LocalCluster::start(dir.path(), 2, 2, &program, &["server"])?;
+    if !leased {
+        let layout = cluster.names()[0].clone();
+        cluster.kill(&layout)?;
+        let file = dir.path().join(format!("{layout}.toml"));
+        let text = std::fs::read_to_string(&file)?;
+        std::fs::write(
+            &file,
+            text.replacen("[layout]", "[layout]\nlease_ms = 0", 1),
+        )?;
+        cluster.spawn(&layout)?;
+    }
     work(cluster.config(), &program).await
 }
 
@@ -127,8 +160,19 @@ async fn rates<F>(task: impl Fn(u64, Arc<Progress>) -> F) -> Result<Vec<f64>, An
 where
     F: Future<Output = Result<(), AnyError>> + Send + 'static,
 {
+    rates_of(TASKS, task).await
+}
+
+/// The same with so many tasks.
+async fn rates_of<F>(
+    tasks: usize,
+    task: impl Fn(u64, Arc<Progress>) -> F,
+) -> Result<Vec<f64>, AnyError>
+where
+    F: Future<Output = Result<(), AnyError>> + Send + 'static,
+{
     let progress = Arc::new(Progress::default());
-    let tasks: Vec<_> = (0..TASKS as u64)
+    let tasks: Vec<_> = (0..tasks as u64)
         .map(|n| tokio::spawn(task(n, Arc::clone(&progress))))
         .collect();
     sleep(WARM_UP).await;
@@ -233,7 +277,14 @@ async fn gets(config: &Path, program: &Path) -> Result<Vec<f64>, AnyError> {
     let milonga = connect(config).await?;
     let map = filled_map(&milonga, KEYS).await?;
     let mut writer = Writer::start(program, config)?;
-    let samples = rates(|task, progress| {
+    let samples = gets_of(TASKS, &map).await?;
+    writer.still_writes()?;
+    milonga.close().await?;
+    Ok(samples)
+}
+
+async fn gets_of(tasks: usize, map: &Map<String, String>) -> Result<Vec<f64>, AnyError> {
+    rates_of(tasks, |task, progress| {
         let map = map.clone();
         async move {
             let mut n = task * 7_919;
@@ -247,8 +298,14 @@ async fn gets(config: &Path, program: &Path) -> Result<Vec<f64>, AnyError> {
             Ok(())
         }
     })
-    .await?;
-    writer.still_writes()?;
+    .await
+}
+
+/// Nobody writes, so a get costs its tail check: by one task, and shared by many.
+async fn gets_alone(config: &Path) -> Result<[Vec<f64>; 2], AnyError> {
+    let milonga = connect(config).await?;
+    let map = filled_map(&milonga, KEYS).await?;
+    let samples = [gets_of(1, &map).await?, gets_of(TASKS, &map).await?];
     milonga.close().await?;
     Ok(samples)
 }

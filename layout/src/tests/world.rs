@@ -16,7 +16,8 @@ use milonga_sequencer::Sequencer;
 
 use super::unit::Unit;
 use crate::{
-    ClusterPlan, LayoutCore, LayoutEffect, LayoutStore, SendId, SendOutcome, StoreChange, StoreId,
+    ClusterPlan, ConfirmId, LayoutCore, LayoutEffect, LayoutStore, SendId, SendOutcome,
+    StoreChange, StoreId,
 };
 
 pub(super) const SEQUENCER: &str = "sequencer-1";
@@ -44,6 +45,7 @@ enum Event {
     Outcome(u64, SendId, SendOutcome),
     Hello(Hello),
     Store(u64, StoreId, StoreChange),
+    Confirmed(u64, ConfirmId),
     /// The server's next heartbeat is due.
     Beat(ServerName),
 }
@@ -67,6 +69,8 @@ pub(super) struct World {
     pub(super) slow: BTreeMap<ServerName, u64>,
     /// One request or reply in so many is lost; 0 = none.
     pub(super) loss: u64,
+    /// Whether a majority says that the core is the leader.
+    pub(super) leads: bool,
     /// Effects that the layout servers have wanted so far.
     pub(super) effects: u64,
     pub(super) replies: Vec<(CallId, Response)>,
@@ -103,6 +107,7 @@ impl World {
             deaf: Vec::new(),
             slow: BTreeMap::new(),
             loss: 0,
+            leads: true,
             effects: 0,
             replies: Vec::new(),
             committed: BTreeMap::new(),
@@ -317,7 +322,11 @@ impl World {
                 self.apply(&change);
                 self.core().stored(now, id, Ok(()));
             }
-            Event::Outcome(..) | Event::Store(..) => {}
+            Event::Confirmed(run, id) if run == self.core_run => {
+                let leads = self.leads;
+                self.core().confirmed(now, id, leads);
+            }
+            Event::Outcome(..) | Event::Store(..) | Event::Confirmed(..) => {}
         }
     }
 
@@ -338,6 +347,10 @@ impl World {
             let run = self.core_run;
             match effect {
                 LayoutEffect::BeginAnew { why } => panic!("{why}"),
+                LayoutEffect::Confirm { id } => {
+                    let delay = 100 + self.dice.below(2_000);
+                    self.push(delay, Event::Confirmed(run, id));
+                }
                 LayoutEffect::Reply(call, response) => {
                     if call != CallId(0) {
                         self.replies.push((call, response));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use milonga_layout::{
-    History, LayoutEffect, LayoutMember, Reign, Replica, SendId, SendOutcome, StoreId,
+    ConfirmId, History, LayoutEffect, LayoutMember, Reign, Replica, SendId, SendOutcome, StoreId,
 };
 use milonga_protocol::messages::{CallId, LayoutRequest};
 use milonga_protocol::{ServerName, Time};
@@ -34,6 +34,8 @@ impl LayoutRole {
 pub(crate) enum LayoutEvent {
     Sent(Reign, SendId, Box<SendOutcome>),
     Stored(Reign, StoreId, Result<(), String>),
+    /// Whether a majority said that this member leads.
+    Confirmed(Reign, ConfirmId, bool),
     /// This member leads, a majority says, and this is the history.
     Leads(Arc<History>),
     /// It does not.
@@ -62,6 +64,9 @@ impl Core for LayoutRole {
             }
             LayoutEvent::Stored(reign, store, outcome) => {
                 self.member.stored(now, reign, store, outcome);
+            }
+            LayoutEvent::Confirmed(reign, id, leads) => {
+                self.member.confirmed(now, reign, id, leads);
             }
             LayoutEvent::Leads(history) => self.member.lead(now, history),
             LayoutEvent::Follows { leader, why } => self.member.follow(leader, why),

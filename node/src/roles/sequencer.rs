@@ -2,28 +2,33 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use milonga_protocol::Time;
 use milonga_protocol::messages::{CallId, SequencerRequest};
-use milonga_sequencer::Sequencer;
+use milonga_sequencer::{AskLease, Sequencer};
 use milonga_transport::Identity;
 
 use crate::host::{Core, Output};
 
-/// A sequencer, and the identity of the process: one tells the other the cluster. It wants nothing done but answering.
+/// A sequencer, and the identity of the process: one tells the other the cluster.
 pub(crate) struct SequencerRole {
     pub(crate) core: Sequencer,
     pub(crate) identity: Arc<Identity>,
 }
 
-/// The sequencer has no effects, so nothing ever ends.
-pub(crate) enum Never {}
+/// The layout has granted a lease.
+pub(crate) struct Leased {
+    pub(crate) ask: AskLease,
+    /// Zero: none.
+    pub(crate) lasts: Duration,
+}
 
 impl Core for SequencerRole {
     type Request = SequencerRequest;
-    type Effect = Never;
-    type Event = Never;
+    type Effect = AskLease;
+    type Event = Leased;
     const ROLE: &'static str = "sequencer";
 
     fn handle(&mut self, now: Time, call: CallId, request: SequencerRequest, _body: Bytes) {
@@ -39,8 +44,8 @@ impl Core for SequencerRole {
         }
     }
 
-    fn event(&mut self, _now: Time, event: Never) {
-        match event {}
+    fn event(&mut self, now: Time, Leased { ask, lasts }: Leased) {
+        self.core.leased(now, ask, lasts);
     }
 
     fn handle_time(&mut self, now: Time) {
@@ -51,9 +56,11 @@ impl Core for SequencerRole {
         self.core.next_time()
     }
 
-    fn poll(&mut self) -> Option<Output<Never>> {
-        let (call, response) = self.core.poll_reply()?;
-        Some(Output::Reply(call, response, Bytes::new()))
+    fn poll(&mut self) -> Option<Output<AskLease>> {
+        if let Some((call, response)) = self.core.poll_reply() {
+            return Some(Output::Reply(call, response, Bytes::new()));
+        }
+        self.core.poll_ask().map(Output::Effect)
     }
 
     fn facts(&self) -> BTreeMap<String, String> {

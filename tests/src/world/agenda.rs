@@ -149,6 +149,11 @@ impl Agenda {
                 }
             }
             FaultKind::Operator(wish) => stage.cluster.operate(wish, lasts),
+            FaultKind::Queries(process) => {
+                if let Some(name) = stage.names.get(process) {
+                    stage.cluster.query(name, lasts);
+                }
+            }
             other => stage.switch(&other, Some(over)),
         }
         self.add(over, Due::End(index));

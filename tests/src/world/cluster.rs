@@ -9,9 +9,9 @@ use milonga_layout::ClusterPlan;
 use milonga_node::{LayoutPlan, ServerPlan, ServerProcess, UnitSettings};
 use milonga_protocol::change::{ChangeStage, ClusterChange};
 use milonga_protocol::messages::{
-    LayoutRequest, LayoutResponse, Lease, Refusal, Request, Response,
+    LayoutRequest, LayoutResponse, Lease, Refusal, Request, Response, SequencerRequest,
 };
-use milonga_protocol::{Incarnation, Limits, ServerName, SharedEnv};
+use milonga_protocol::{Epoch, Incarnation, Limits, ServerName, SharedEnv};
 use milonga_transport::{Identity, Peer, Role, SharedNetwork};
 
 use crate::world::disk::{End, WorldDisk, WorldMachine, WorldStore};
@@ -169,9 +169,9 @@ impl Cluster {
             .push(Observed::Killed(self.executor.now(), name.clone()));
     }
 
-    /// An operator asks the layout for a change until it is done, cannot be, or the time is over.
-    pub(crate) fn operate(&mut self, change: ClusterChange, lasts: Duration) {
-        let name = ServerName::new("operator");
+    /// Somebody from outside: a new process, with its network.
+    fn outsider(&mut self, name: &str) -> (ProcessId, SharedEnv, SharedNetwork) {
+        let name = ServerName::new(name);
         let process = new_process(&self.executor, self.seed, &name, &mut self.rng);
         let env = self.executor.env(process);
         let identity = Identity::new(name.clone(), Incarnation(env.random_id()));
@@ -184,6 +184,41 @@ impl Cluster {
             name: &name,
         };
         let network = self.line.network(&plug, Role::Client, &identity);
+        (process, env, network)
+    }
+
+    /// Somebody asks the sequencer `name` for the tail, in the epoch that it says it serves.
+    pub(crate) fn query(&mut self, name: &ServerName, lasts: Duration) {
+        let (process, env, network) = self.outsider("asker");
+        let address = self.line.address(name).as_str().into();
+        let name = name.clone();
+        let peer = Peer { name, address };
+        let until = env.now().after(lasts);
+        let asks = async move {
+            let mut epoch = Epoch(1);
+            while env.now() < until {
+                let streams = Vec::new();
+                let request = SequencerRequest::Tail { epoch, streams };
+                let message = Request::Sequencer(request).into_message(Bytes::new());
+                let deadline = env.now().after(Duration::from_millis(100));
+                let answer = network.call(&peer, message, deadline).await.ok();
+                if let Some(Response::Refused(
+                    Refusal::Sealed { epoch: other } | Refusal::NotYet { epoch: other },
+                )) = answer.and_then(|message| Response::decode(&message).ok())
+                {
+                    epoch = other;
+                }
+                env.sleep(Duration::from_millis(20)).await;
+            }
+        };
+        self.executor
+            .spawn(process, "asker", Box::pin(asks))
+            .detach();
+    }
+
+    /// An operator asks the layout for a change until it is done, cannot be, or the time is over.
+    pub(crate) fn operate(&mut self, change: ClusterChange, lasts: Duration) {
+        let (process, env, network) = self.outsider("operator");
         let layout = self.layout_servers();
         let until = env.now().after(lasts);
         let asks = async move {
@@ -265,7 +300,8 @@ fn server_plan(shape: &Shape, name: &ServerName, members: &[Peer]) -> ServerPlan
         let plan = plan
             .with_spare_sequencers(spares.into_iter().collect())
             .with_spare_units(spare_units.collect(), shape.spare_after)
-            .with_min_replicas(shape.min_replicas);
+            .with_min_replicas(shape.min_replicas)
+            .with_lease_ms(shape.lease_ms);
         LayoutPlan::new(plan, members.to_vec())
     };
     let unit = || {

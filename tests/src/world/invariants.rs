@@ -6,6 +6,7 @@
 mod acknowledged;
 mod epochs;
 mod failed;
+mod leased;
 mod listed;
 mod lost;
 mod one_epoch;
@@ -31,6 +32,7 @@ use crate::world::workload::Invariant;
 pub use acknowledged::Acknowledged;
 pub use epochs::Epochs;
 pub use failed::Failed;
+pub use leased::Leased;
 pub use listed::Listed;
 pub use lost::Lost;
 pub use one_epoch::OneEpoch;
@@ -68,5 +70,6 @@ pub fn all() -> Vec<Box<dyn Invariant>> {
         Box::<Pointers>::default(),
         Box::<Listed>::default(),
         Box::<Told>::default(),
+        Box::<Leased>::default(),
     ]
 }

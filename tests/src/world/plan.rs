@@ -11,6 +11,7 @@ use crate::world::disk::{DiskPlan, End};
 use crate::world::executor::Order;
 use crate::world::network::NetworkPlan;
 use crate::world::rng::Rng;
+use crate::world::takeovers;
 use crate::world::trace::Moment;
 
 const MICRO: u64 = 1_000;
@@ -60,6 +61,8 @@ pub struct Shape {
     pub layouts: usize,
     /// Whether another process can become the sequencer.
     pub spare_sequencer: bool,
+    /// How long leases last; 0: there are none.
+    pub lease_ms: u32,
     /// Units in no chain.
     pub spare_units: usize,
     /// How long a place in a chain is kept for the unit that left it.
@@ -129,6 +132,8 @@ pub enum FaultKind {
     Clock(usize, u64, u64),
     /// An operator wants the cluster to be otherwise, and asks for it until that is so or the fault is over.
     Operator(ClusterChange),
+    /// Somebody who hears of no layout asks a sequencer for the tail, again and again, in whatever epoch it serves.
+    Queries(usize),
 }
 
 impl FaultKind {
@@ -168,6 +173,7 @@ impl FaultKind {
             Self::Misdirected(..) => "misdirected write",
             Self::Clock(..) => "clock",
             Self::Operator(_) => "operator",
+            Self::Queries(_) => "queries",
         }
     }
 }
@@ -214,7 +220,7 @@ impl Shape {
         1 + usize::from(self.spare_sequencer) + self.layouts
     }
 
-    fn processes(&self) -> usize {
+    pub(super) fn processes(&self) -> usize {
         self.first_unit() + self.chains * self.replicas + self.spare_units + self.clients
     }
 }
@@ -229,6 +235,13 @@ impl Plan {
             // A draw of its own: the plans of all other seeds are what they were.
             shape.layouts = *Rng::new(seed, "layouts").pick(&[1, 3]);
         }
+        let leases = &mut Rng::new(seed, "leases");
+        shape.lease_ms = *leases.pick(&[0, 100, 300, 300, 400]);
+        if shape.layouts > 0 && shape.lease_ms > 0 {
+            shape.layouts = *leases.pick(&[1, 3, 3]);
+        }
+        // Without another sequencer no lease is ever in anybody's way.
+        shape.spare_sequencer |= shape.layouts > 0 && shape.lease_ms > 0;
         let safety = Moment(rng.between(15, 60) * SECOND);
         let mut faults = Faults::new(rng, &shape, safety).draw();
         // One replica that is damaged while it is alone loses what nobody can bring back.
@@ -241,7 +254,6 @@ impl Plan {
         // An operator who takes away the replica that is whole loses what the other one lost.
         if !quic && !faults.iter().any(|fault| fault.kind.is_damage()) {
             faults.extend(draw_wishes(&mut Rng::new(seed, "operator"), &shape, safety));
-            faults.sort_by_key(|fault| fault.at);
         }
         let mut plan = Self {
             workload,
@@ -259,9 +271,13 @@ impl Plan {
             faults,
             shape,
         };
-        if !quic {
+        if plan.shape.lease_ms > 0 {
+            takeovers::add(leases, &mut plan);
+        }
+        if !plan.quic {
             plan.add_gray(&mut Rng::new(seed, "gray"));
         }
+        plan.faults.sort_by_key(|fault| fault.at);
         plan
     }
 
@@ -368,6 +384,7 @@ fn draw_shape(rng: &mut Rng) -> Shape {
         layouts: usize::from(layout_apart),
         // In the layout's own process it would fall silent together with who notices.
         spare_sequencer: layout_apart && rng.happens(700_000),
+        lease_ms: 0,
         spare_units: usize::from(rng.happens(300_000)),
         spare_after: Duration::from_millis(*rng.pick(&[0, 500, 10_000])),
         min_replicas: 1,
@@ -534,7 +551,7 @@ mod tests {
             assert_eq!(servers + plan.shape.clients, plan.shape.processes());
             kinds.extend(plan.faults.iter().map(|fault| fault.kind.name()));
         }
-        assert_eq!(kinds.len(), 19, "{kinds:?}");
+        assert_eq!(kinds.len(), 20, "{kinds:?}");
     }
 
     #[test]

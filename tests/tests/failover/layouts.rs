@@ -4,7 +4,7 @@ use super::*;
 
 impl Cluster {
     /// What `milonga status --json` says.
-    fn status(&self) -> serde_json::Value {
+    pub(super) fn status(&self) -> serde_json::Value {
         let mut command = Command::new(CHILD);
         command.args(["server", "--json", "--config"]);
         command.arg(self.dir.join("client.toml")).arg("status");

@@ -7,6 +7,7 @@
 )]
 
 mod layouts;
+mod leases;
 mod slow;
 
 use std::collections::BTreeMap;

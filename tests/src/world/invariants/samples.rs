@@ -5,8 +5,8 @@
 use bytes::Bytes;
 use milonga_protocol::layout::{Published, SequencerRef};
 use milonga_protocol::messages::{
-    LayoutResponse, Marks, Refusal, Request, Response, SealReport, SequencerRequest,
-    SequencerResponse, Token, UnitRequest, UnitResponse,
+    LayoutResponse, Lease, Marks, Refusal, Request, Response, SealReport, SequencerRequest,
+    SequencerResponse, TailAnswer, Token, UnitRequest, UnitResponse,
 };
 use milonga_protocol::{
     BackPointers, ClusterId, EncodedEntry, Entry, EntryId, Epoch, Incarnation, Layout, Limits,
@@ -251,6 +251,22 @@ pub(super) fn granted(epoch: u64, position: u64) -> Exchange {
             links: Vec::new(),
         },
     )
+}
+
+/// A tail check of `epoch`, answered like this.
+pub(super) fn tail(epoch: u64, lease: Lease) -> Exchange {
+    let request = SequencerRequest::Tail {
+        epoch: Epoch(epoch),
+        streams: Vec::new(),
+    };
+    let answer = TailAnswer {
+        next: Position::ZERO,
+        trimmed: Position::ZERO,
+        lease,
+        streams: Vec::new(),
+    };
+    let response = Response::Sequencer(SequencerResponse::Tail(answer));
+    exchange("s", Request::Sequencer(request), response)
 }
 
 /// A token of the first epoch whose link names what was before.

@@ -24,7 +24,8 @@ fn parts(bytes: &'static [u8]) -> (Prefix, Message) {
 }
 
 /// Version 2 changed the sequencer's bootstrap and the seal's report, version 3 brought repairs, version 4 units that join,
-/// version 5 layouts of several members, and marks that clients tell, version 6 how slow servers are: older peers are told so.
+/// version 5 layouts of several members, and marks that clients tell, version 6 how slow servers are, and leases: older
+/// peers are told so.
 #[test]
 fn older_frames_are_refused_by_their_version() {
     for (version, golden) in [
