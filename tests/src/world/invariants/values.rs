@@ -50,10 +50,14 @@ impl Values {
                 by: exchange.server.clone(),
                 said: shown.said.clone(),
             };
-            // Who was left behind by the epoch that settled it may hold what was void by then.
-            let settled = self.settled.get(&shown.position);
+            // Who was left behind by the epoch that settled it may hold what was void by then, and nobody takes it for more
+            // than what one replica has, unless it is the tail, or the reader knew it to be settled.
+            let position = shown.position;
+            let is_tail = wire.is_tail(epoch, &exchange.server, position);
+            let sure = frozen && (is_tail || exchange.knows_settled(position));
+            let settled = self.settled.get(&position);
             let settled = settled.filter(|settled| {
-                frozen || !wire.left_behind(epoch, &exchange.server, settled.epoch)
+                sure || !wire.left_behind(epoch, &exchange.server, settled.epoch)
             });
             self.compare(settled, shown, &named)?;
             if frozen {
@@ -64,7 +68,7 @@ impl Values {
             if before.is_none_or(|before| before.epoch <= epoch) {
                 self.newest.insert(shown.position, named.clone());
             }
-            if wire.is_tail(epoch, &exchange.server, shown.position) {
+            if is_tail {
                 self.settled.entry(shown.position).or_insert(named);
             }
         }

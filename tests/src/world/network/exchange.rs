@@ -105,6 +105,15 @@ impl Exchange {
         shown.all(|shown| shown.position < marks.settled && sure(&shown.said))
     }
 
+    /// Whether the reader knew before that `position` is settled.
+    #[must_use]
+    pub fn knows_settled(&self, position: Position) -> bool {
+        match &self.request {
+            Request::Unit(UnitRequest::Read { settled, .. }) => position < *settled,
+            _ => false,
+        }
+    }
+
     /// Whether the answer tells what the disk held, so that the effect is older than the answer: a read, or a fill
     /// whose winners are durable and had to be read.
     #[must_use]
