@@ -10,7 +10,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::{Either, join_all, select, try_join, try_join_all};
+use futures_util::future::{Either, join, join_all, select, try_join, try_join_all};
 use milonga_protocol::limits::ITEMS_PER_MESSAGE;
 use milonga_protocol::messages::{
     Lease, SequencerRequest, SequencerResponse, TailAnswer, UnitRequest, UnitResponse,
@@ -36,6 +36,38 @@ pub(crate) struct TailChecks {
 struct Turn {
     chain: usize,
     keep_until: Time,
+}
+
+/// What the checks before lead to expect. It only spares messages and waiting: every answer says again what it is worth.
+struct Habit {
+    /// What stands for a lease.
+    lease: Lease,
+    /// What was granted.
+    next: Position,
+    /// Until then somebody is taken to be writing.
+    busy_until: Time,
+}
+
+/// So long after something was granted, more is expected to be.
+const BUSY: Duration = Duration::from_secs(1);
+
+impl Default for Habit {
+    fn default() -> Self {
+        Self {
+            lease: Lease::None,
+            next: Position::ZERO,
+            busy_until: Time::default(),
+        }
+    }
+}
+
+impl Habit {
+    fn answered(&mut self, now: Time, lease: Lease, next: Position) {
+        if next > self.next {
+            self.busy_until = now.after(BUSY);
+        }
+        (self.lease, self.next) = (lease, next);
+    }
 }
 
 /// How long a chain is kept after another one failed.
@@ -71,12 +103,11 @@ impl TailChecks {
     /// Runs generation after generation; runs until it is dropped.
     pub(crate) async fn run(self: Arc<Self>) {
         let mut turn = Turn::default();
-        // What the sequencer said last stands for a lease. Only spares messages: every answer says it again.
-        let mut lease = Lease::None;
+        let mut habit = Habit::default();
         loop {
             let (generation, streams) = self.sharing.next().await;
             let answer = self
-                .check(&streams, generation.deadline, &mut turn, &mut lease)
+                .check(&streams, generation.deadline, &mut turn, &mut habit)
                 .await;
             self.sharing.answered(&generation, answer);
         }
@@ -92,7 +123,7 @@ impl TailChecks {
         streams: &[StreamId],
         deadline: Time,
         turn: &mut Turn,
-        lease: &mut Lease,
+        habit: &mut Habit,
     ) -> Result<Tail, LogError> {
         metrics::counter!("milonga_client_tail_checks_total").increment(1);
         let mut attempts = Attempts::new(&self.cluster, deadline);
@@ -101,7 +132,7 @@ impl TailChecks {
             let view = self.cluster.view();
             let call_by = attempts.call_deadline();
             let chain = turn.chain;
-            match self.attempt(&view, streams, chain, lease, call_by).await {
+            match self.attempt(&view, streams, chain, habit, call_by).await {
                 Ok(answer) => {
                     turn.worked(self.cluster.env.now());
                     return Ok(answer);
@@ -126,9 +157,10 @@ impl TailChecks {
     /// this epoch's sequencer, whose answer was given later and counts it, or in an earlier epoch, and then A lies
     /// below this epoch's start. It does not matter which of the two was served first.
     ///
-    /// Why nobody else is asked under a lease. It had not run out when the sequencer had read the query, so after every
+    /// Why nobody else need be asked under a lease. It had not run out when the sequencer had read the query, so after every
     /// caller's call began; until then no later epoch has granted a token (rule 20), so A belongs to this epoch or an
-    /// earlier one, and is counted as above.
+    /// earlier one, and is counted as above. While others write, the tails are asked all the same, for where they end:
+    /// nobody waits for them, but for an entry that is granted and not yet written one would wait longer.
     ///
     /// Why the tails' ends count, too: A was durable at the tail of its chain before it returned, so before that tail
     /// was asked, and at or above the start only this epoch's chains hold anything (decision 0007).
@@ -137,26 +169,34 @@ impl TailChecks {
         view: &View,
         streams: &[StreamId],
         turn: usize,
-        lease: &mut Lease,
+        habit: &mut Habit,
         deadline: Time,
     ) -> Result<Tail, Failure> {
         let asked = self.ask_sequencer(view, streams, deadline);
-        let (answers, mut confirmed) = if *lease == Lease::None {
-            let (answers, ends) =
-                try_join(asked, self.ask_units(view, streams, turn, deadline)).await?;
-            (answers, Some(ends))
-        } else {
-            (asked.await?, None)
+        let busy = self.cluster.env.now() < habit.busy_until;
+        let (answers, mut ends, confirmed) = match habit.lease {
+            Lease::None => {
+                let asked = try_join(asked, self.ask_units(view, streams, turn, deadline));
+                let (answers, ends) = asked.await?;
+                (answers, ends, true)
+            }
+            Lease::Renewed if busy => {
+                let (answers, ends) = join(asked, self.ask_tails(view, streams, deadline)).await;
+                (answers?, ends, false)
+            }
+            Lease::Renewed | Lease::DirectoryLock => (asked.await?, None, false),
         };
-        let unleased = answers.iter().any(|answer| answer.lease == Lease::None);
-        if unleased && confirmed.is_none() {
-            confirmed = Some(self.ask_units(view, streams, turn, deadline).await?);
-        }
         // Answers to several messages: one that is not under a lease leaves all to be confirmed.
+        let unleased = answers.iter().any(|answer| answer.lease == Lease::None);
+        if unleased && !confirmed {
+            ends = self.ask_units(view, streams, turn, deadline).await?;
+        }
         let last = answers.last().map_or(Lease::None, |answer| answer.lease);
-        *lease = if unleased { Lease::None } else { last };
+        let lease = if unleased { Lease::None } else { last };
         let first = answers.iter().map(|answer| answer.next).min();
         let trimmed = answers.iter().map(|answer| answer.trimmed).max();
+        let now = self.cluster.env.now();
+        habit.answered(now, lease, first.unwrap_or_default());
         let mut tail = Tail::new(
             view.epoch(),
             // Of several answers the lowest: every list of streams is at least as new as it.
@@ -164,7 +204,6 @@ impl TailChecks {
             trimmed.unwrap_or_default(),
             answers.into_iter().flat_map(|a| a.streams).collect(),
         );
-        let ends = confirmed.flatten();
         // Below the start other chains may hold what counts, and everything is settled without waiting for anybody;
         // who is below the trim mark has to hear of it (rule 22).
         let least = view.layout().start.max(tail.trimmed);
@@ -217,11 +256,7 @@ impl TailChecks {
             Either::Left((own, others)) => (own?, self.within_grace(others).await),
             Either::Right((others, own)) => (own.await?, Some(others)),
         };
-        let others: Option<Vec<_>> = if plants::active(Plant::SilentChainHoldsNothing) {
-            Some(others.into_iter().flatten().flatten().collect())
-        } else {
-            others.and_then(|others| others.into_iter().collect())
-        };
+        let others = others.and_then(all_ends);
         // If a tail is silent, reads wait for what was granted.
         Ok(others.map(|others| others.into_iter().fold(own, higher)))
     }
@@ -233,6 +268,22 @@ impl TailChecks {
             Either::Left((answers, _)) => Some(answers),
             Either::Right(_) => None,
         }
+    }
+
+    /// Where what the tails hold ends, if all of them say so soon.
+    async fn ask_tails(
+        &self,
+        view: &View,
+        streams: &[StreamId],
+        deadline: Time,
+    ) -> Option<Written> {
+        let chains = view.layout().segments[view.last_segment()].chains.len();
+        let tails = (0..chains).map(async |chain| {
+            let ends = self.ask_tail(view, chain, streams, deadline).await;
+            ends.ok()
+        });
+        let ends = self.within_grace(pin!(join_all(tails))).await?;
+        all_ends(ends)?.into_iter().reduce(higher)
     }
 
     /// Whether all replicas of the chain still serve the epoch, and where what its tail holds ends.
@@ -301,6 +352,14 @@ impl TailChecks {
 fn chunks(streams: &[StreamId]) -> impl Iterator<Item = &[StreamId]> {
     let none = streams.is_empty().then_some(&[][..]);
     none.into_iter().chain(streams.chunks(ITEMS_PER_MESSAGE))
+}
+
+/// What all chains said; `None` if one is silent.
+fn all_ends(said: Vec<Option<Written>>) -> Option<Vec<Written>> {
+    if plants::active(Plant::SilentChainHoldsNothing) {
+        return Some(said.into_iter().flatten().collect());
+    }
+    said.into_iter().collect()
 }
 
 /// The higher of each end.

@@ -76,6 +76,11 @@ async fn measure(report: &ReportArgs) -> Result<Vec<Figure>, AnyError> {
         let rates = on_cluster(async |config, program| gets(config, program).await).await?;
         figures.push(rate("map_get_256", rates, 200_000.0));
     }
+    if report.wants("map_get_256_unleased") {
+        let rates = on_cluster_with(false, async |config, program| gets(config, program).await);
+        let name = "map_get_256_unleased";
+        figures.push(Figure::new(name, "1/s", Better::Higher, rates.await?));
+    }
     for leased in [true, false] {
         let names = if leased {
             ["get_alone_1", "get_alone_256"]

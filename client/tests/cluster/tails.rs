@@ -110,6 +110,35 @@ async fn a_lock_stands_for_a_confirmation() {
     );
 }
 
+/// Under a lease the units are asked only while somebody writes, and then for nothing but where their tails end.
+#[tokio::test(start_paused = true)]
+async fn under_a_lease_tails_are_asked_while_somebody_writes() {
+    let fake = Fake::new(2, 2);
+    let (writer, client) = (client(&fake).await, client(&fake).await);
+    fake.world().lease = Lease::Renewed;
+    append(&client, "0").await;
+    client.tail(TailOf::Log).await.expect("no faults");
+    assert_eq!(fake.served(is_confirm), 3, "before it was known");
+    fake.faults(|_, request| match request {
+        Request::Unit(UnitRequest::Write { .. }) => Fault::Delay(Duration::from_millis(200)),
+        _ => Fault::None,
+    });
+    let written = background(&fake, writer.append(NewEntry::new([S], "1")));
+    sleep_ms(&fake, 50).await;
+    let tail = client.tail(TailOf::Streams([S].into())).await;
+    let tail = tail.expect("no faults in tail checks");
+    assert_eq!((tail.next, tail.target().to), (Position(2), Position(1)));
+    assert_eq!(fake.served(is_confirm), 5, "both tails");
+    written.await.expect("late, but appended");
+    client.tail(TailOf::Log).await.expect("no faults");
+    sleep_ms(&fake, 2_000).await;
+    let asked = fake.served(is_confirm);
+    for _ in 0..5 {
+        client.tail(TailOf::Log).await.expect("no faults");
+    }
+    assert_eq!(fake.served(is_confirm), asked, "nobody writes any more");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_sealed_chain_vetoes_the_old_sequencer() {
     let fake = Fake::new(1, 2);

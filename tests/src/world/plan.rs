@@ -231,7 +231,11 @@ impl Plan {
             shape.layouts = *Rng::new(seed, "layouts").pick(&[1, 3]);
         }
         let leases = &mut Rng::new(seed, "leases");
-        shape.lease_ms = *leases.pick(&[0, 100, 300, 300, 400]);
+        shape.lease_ms = if shape.layouts > 0 {
+            *leases.pick(&[0, 100, 300, 300, 400])
+        } else {
+            *leases.pick(&[0, 0, 0, 300, 400])
+        };
         if shape.layouts > 0 && shape.lease_ms > 0 {
             shape.layouts = *leases.pick(&[1, 3, 3]);
         }
