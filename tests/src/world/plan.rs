@@ -299,8 +299,7 @@ impl Plan {
             0 => FaultKind::SlowProcess(unit, SLOW),
             _ => FaultKind::DiskSlow(unit, SLOW),
         };
-        // A hundred times next to nothing is no fault, nor is what others are late by without any fault.
-        self.lateness = self.lateness.min(Duration::from_micros(50));
+        // A hundred times next to nothing is no fault.
         self.network.delay = self.network.delay.max(500 * MICRO);
         self.disk.sync = self.disk.sync.max(MILLI);
         self.pace = self.pace.min(Duration::from_millis(100));
