@@ -247,10 +247,7 @@ impl TailChecks {
         let confirming = confirming % chains;
         let others = (0..chains).filter(|chain| *chain != confirming);
         // One whole chain is enough, so failures of others are none of this check.
-        let others = join_all(others.map(async |chain| {
-            let ends = self.ask_tail(view, chain, streams, deadline).await;
-            ends.ok()
-        }));
+        let others = self.ask_each_tail(view, others, streams, deadline);
         let own = self.ask_whole_chain(view, confirming, streams, deadline);
         let (own, others) = match select(pin!(own), pin!(others)).await {
             Either::Left((own, others)) => (own?, self.within_grace(others).await),
@@ -278,12 +275,24 @@ impl TailChecks {
         deadline: Time,
     ) -> Option<Written> {
         let chains = view.layout().segments[view.last_segment()].chains.len();
-        let tails = (0..chains).map(async |chain| {
+        let tails = self.ask_each_tail(view, 0..chains, streams, deadline);
+        let ends = self.within_grace(pin!(tails)).await?;
+        all_ends(ends)?.into_iter().reduce(higher)
+    }
+
+    /// Where what the tails of these chains hold ends; nothing from those that fail.
+    async fn ask_each_tail(
+        &self,
+        view: &View,
+        chains: impl Iterator<Item = usize>,
+        streams: &[StreamId],
+        deadline: Time,
+    ) -> Vec<Option<Written>> {
+        let asked = chains.map(async |chain| {
             let ends = self.ask_tail(view, chain, streams, deadline).await;
             ends.ok()
         });
-        let ends = self.within_grace(pin!(join_all(tails))).await?;
-        all_ends(ends)?.into_iter().reduce(higher)
+        join_all(asked).await
     }
 
     /// Whether all replicas of the chain still serve the epoch, and where what its tail holds ends.

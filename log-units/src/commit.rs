@@ -233,10 +233,7 @@ impl Unit {
                 Waiter::Fill { call, positions } => self.give_winners(call, positions),
             }
         }
-        let what = "disk space".to_owned();
-        let refusal = Refusal::Busy { what };
-        self.fail_rejoining(&refusal);
-        self.fail_opening(&refusal);
+        self.no_space("disk space");
     }
 
     /// The refusal of a poisoned unit.
@@ -268,7 +265,6 @@ impl Unit {
         for call in self.state.give_up() {
             self.refuse(call, refusal.clone());
         }
-        self.fail_rejoining(&refusal);
-        self.fail_opening(&refusal);
+        self.fail_entering(&refusal);
     }
 }

@@ -357,7 +357,7 @@ impl Unit {
 
     pub(crate) fn await_segment(&mut self) {
         if self.files.out_of_space {
-            self.no_space("the first segment");
+            self.no_space("disk space for the first segment");
         } else {
             self.prepare_segment();
         }
@@ -413,11 +413,16 @@ impl Unit {
         }
     }
 
-    fn no_space(&mut self, what: &str) {
-        let what = format!("disk space for {what}");
-        let refusal = Refusal::Busy { what };
-        self.fail_rejoining(&refusal);
-        self.fail_opening(&refusal);
+    /// Gives up whatever was to enter an epoch, for want of space.
+    pub(crate) fn no_space(&mut self, what: &str) {
+        let what = what.to_owned();
+        self.fail_entering(&Refusal::Busy { what });
+    }
+
+    /// Gives up whatever was to enter an epoch. It can be asked for again.
+    pub(crate) fn fail_entering(&mut self, refusal: &Refusal) {
+        self.fail_rejoining(refusal);
+        self.fail_opening(refusal);
     }
 
     // ------------------------------------------------------------------------------------------------- stamp
@@ -444,7 +449,7 @@ impl Unit {
         match (result, step) {
             (Err(DiskError::Full), _) => {
                 self.epochs.stamping = None;
-                self.no_space("the superblock");
+                self.no_space("disk space for the superblock");
             }
             (Err(error), _) => self.poison(&format!("writing {SUPERBLOCK}: {error}")),
             (Ok(_), 0) => {

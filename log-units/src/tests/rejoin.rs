@@ -29,13 +29,24 @@ fn rejoin(rig: &mut Rig, epoch: u64) -> Response {
 }
 
 fn rejoin_below(rig: &mut Rig, epoch: u64, below: u64) -> Response {
-    let (epoch, below) = (Epoch(epoch), Position(below));
-    let cluster = CLUSTER;
-    rig.ask(UnitRequest::Rejoin {
-        cluster,
-        epoch,
-        below,
-    })
+    rig.ask(request(epoch, below))
+}
+
+fn request(epoch: u64, below: u64) -> UnitRequest {
+    UnitRequest::Rejoin {
+        cluster: CLUSTER,
+        epoch: Epoch(epoch),
+        below: Position(below),
+    }
+}
+
+/// The unit after a crash so many steps after it was asked to rejoin.
+fn crashed_while_rejoining(mut rig: Rig, step: u64, seed: u64) -> Rig {
+    rig.send(request(3, u64::MAX), Bytes::new());
+    for _ in 0..step {
+        rig.step();
+    }
+    rig.after_crash(seed)
 }
 
 /// Epochs 2 and 3 began at 5 and 8; this unit enters epoch 3 behind the other one.
@@ -184,18 +195,7 @@ fn a_unit_joins_no_second_cluster() {
 #[test]
 fn a_crash_while_a_new_unit_is_asked_to_join_leaves_what_can_join() {
     for step in 0..12 {
-        let mut rig = Rig::new(50 + step);
-        let (cluster, epoch, below) = (CLUSTER, Epoch(3), Position::MAX);
-        let request = UnitRequest::Rejoin {
-            cluster,
-            epoch,
-            below,
-        };
-        rig.send(request, Bytes::new());
-        for _ in 0..step {
-            rig.step();
-        }
-        let mut rig = rig.after_crash(70 + step);
+        let mut rig = crashed_while_rejoining(Rig::new(50 + step), step, 70 + step);
         assert!(rig.hello().expect("it starts").empty, "step {step}");
         assert_eq!(rejoin(&mut rig, 3), ok(UnitResponse::Done), "step {step}");
         rig.open_layout(joining(), vec![(Epoch(3), Position(8))]);
@@ -205,19 +205,7 @@ fn a_crash_while_a_new_unit_is_asked_to_join_leaves_what_can_join() {
 #[test]
 fn a_crash_at_any_step_of_rejoining_leaves_what_can_rejoin() {
     for step in 0..12 {
-        let mut rig = head(10 + step);
-        let (epoch, below) = (Epoch(3), Position::MAX);
-        let cluster = CLUSTER;
-        let request = UnitRequest::Rejoin {
-            cluster,
-            epoch,
-            below,
-        };
-        rig.send(request, Bytes::new());
-        for _ in 0..step {
-            rig.step();
-        }
-        let mut rig = rig.after_crash(40 + step);
+        let mut rig = crashed_while_rejoining(head(10 + step), step, 40 + step);
         enter(&mut rig);
         assert_eq!(
             lacking(&mut rig, 0, 99),

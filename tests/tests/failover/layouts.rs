@@ -42,8 +42,7 @@ async fn the_layout_goes_on_without_its_leader_and_appends_do_not_notice() {
         acked,
         ..
     } = Load::start(dir.path(), 3).await;
-    let is = |wanted: &'static [&'static str]| move |layout: &Layout| chain(layout) == wanted;
-    goes_on_when(&log, &acked, is(&["unit-1a", "unit-1b"])).await;
+    goes_on_when(&log, &acked, is_chain(&["unit-1a", "unit-1b"])).await;
     // Everything of the epoch is done, and recorded.
     sleep(1_000).await;
     let epoch = log.layout().layout.epoch;
@@ -68,10 +67,10 @@ async fn the_layout_goes_on_without_its_leader_and_appends_do_not_notice() {
     let (old, _) = cluster.leader(|_| true).await;
     cluster.kill(old);
     cluster.kill("unit-1b");
-    let both = goes_on_when(&log, &acked, is(&["unit-1a"])).await;
+    let both = goes_on_when(&log, &acked, is_chain(&["unit-1a"])).await;
     cluster.spawn("unit-1b");
     cluster.spawn(old);
-    goes_on_when(&log, &acked, is(&["unit-1a", "unit-1b"])).await;
+    goes_on_when(&log, &acked, is_chain(&["unit-1a", "unit-1b"])).await;
     println!("longest pause when leader and unit were killed {both:?}");
     let status = cluster.status();
     let servers = status["servers"].as_array().expect("servers");
@@ -95,8 +94,7 @@ async fn appends_and_reads_go_on_without_a_majority_of_the_layout() {
         writers,
         acked,
     } = Load::start(dir.path(), 3).await;
-    let is = |wanted: &'static [&'static str]| move |layout: &Layout| chain(layout) == wanted;
-    goes_on_when(&log, &acked, is(&["unit-1a", "unit-1b"])).await;
+    goes_on_when(&log, &acked, is_chain(&["unit-1a", "unit-1b"])).await;
     sleep(1_000).await;
     let (leader, _) = cluster.leader(|_| true).await;
     let [one, other] = LAYOUTS
@@ -126,7 +124,7 @@ async fn appends_and_reads_go_on_without_a_majority_of_the_layout() {
     cluster.spawn(one);
     cluster.leader(|_| true).await;
     cluster.kill("unit-1a");
-    goes_on_when(&log, &acked, is(&["unit-1b"])).await;
+    goes_on_when(&log, &acked, is_chain(&["unit-1b"])).await;
     late.close().await.expect("closes");
     writers.check(&map).await;
     milonga.close().await.expect("closes");

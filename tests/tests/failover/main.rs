@@ -218,8 +218,11 @@ async fn goes_on_when(
 
 /// The same, as soon as `name` is the sequencer.
 async fn goes_on_with(log: &LogClient, name: &str, acked: &Mutex<Acked>) -> Duration {
-    let is_sequencer = |layout: &Layout| layout.sequencer.name.as_str() == name;
-    goes_on_when(log, acked, is_sequencer).await
+    goes_on_when(log, acked, is_sequencer(name)).await
+}
+
+fn is_sequencer(name: &str) -> impl Fn(&Layout) -> bool {
+    move |layout| layout.sequencer.name.as_str() == name
 }
 
 /// Names of the chain, head first; none while parts of the log have other chains.
@@ -229,6 +232,11 @@ fn chain(layout: &Layout) -> Vec<&str> {
     };
     let chain = segment.chains[0].iter();
     chain.map(|unit| layout.unit(*unit).name.as_str()).collect()
+}
+
+/// Whether all of the log is on one chain of these units, head first.
+fn is_chain(wanted: &'static [&'static str]) -> impl Fn(&Layout) -> bool {
+    move |layout| chain(layout) == wanted
 }
 
 /// Writers that go on until they are stopped.
@@ -311,18 +319,17 @@ async fn a_chain_goes_on_without_a_unit_and_takes_it_in_again() {
         writers,
         acked,
     } = Load::start(dir.path(), 1).await;
-    let is = |wanted: &'static [&'static str]| move |layout: &Layout| chain(layout) == wanted;
-    goes_on_when(&log, &acked, is(&["unit-1a", "unit-1b"])).await;
+    goes_on_when(&log, &acked, is_chain(&["unit-1a", "unit-1b"])).await;
     // The head.
     cluster.kill("unit-1a");
-    let killed = goes_on_when(&log, &acked, is(&["unit-1b"])).await;
+    let killed = goes_on_when(&log, &acked, is_chain(&["unit-1b"])).await;
     cluster.spawn("unit-1a");
-    let back = goes_on_when(&log, &acked, is(&["unit-1b", "unit-1a"])).await;
+    let back = goes_on_when(&log, &acked, is_chain(&["unit-1b", "unit-1a"])).await;
     // Who has only just got everything is as good as the other.
     cluster.signal("unit-1b", "-STOP");
-    let stopped = goes_on_when(&log, &acked, is(&["unit-1a"])).await;
+    let stopped = goes_on_when(&log, &acked, is_chain(&["unit-1a"])).await;
     cluster.signal("unit-1b", "-CONT");
-    goes_on_when(&log, &acked, is(&["unit-1a", "unit-1b"])).await;
+    goes_on_when(&log, &acked, is_chain(&["unit-1a", "unit-1b"])).await;
     println!(
         "longest pause when killed {killed:?}, when it came back {back:?}, when stopped {stopped:?}"
     );

@@ -65,15 +65,14 @@ async fn a_slow_unit_is_out_of_the_way_and_comes_back_when_it_is_fast() {
         acked,
         ..
     } = Load::start(dir.path(), 1).await;
-    let is = |wanted: &'static [&'static str]| move |layout: &Layout| chain(layout) == wanted;
-    goes_on_when(&log, &acked, is(&["unit-1a", "unit-1b"])).await;
+    goes_on_when(&log, &acked, is_chain(&["unit-1a", "unit-1b"])).await;
     // The head: every append goes through it.
     let slow = Slow::begin(&cluster, "unit-1a");
-    let out = wait_until(&log, is(&["unit-1b"])).await;
-    goes_on_when(&log, &acked, is(&["unit-1b"])).await;
+    let out = wait_until(&log, is_chain(&["unit-1b"])).await;
+    goes_on_when(&log, &acked, is_chain(&["unit-1b"])).await;
     drop(slow);
-    let back = wait_until(&log, is(&["unit-1b", "unit-1a"])).await;
-    goes_on_when(&log, &acked, is(&["unit-1b", "unit-1a"])).await;
+    let back = wait_until(&log, is_chain(&["unit-1b", "unit-1a"])).await;
+    goes_on_when(&log, &acked, is_chain(&["unit-1b", "unit-1a"])).await;
     println!("out after {out:?}, back {back:?} after it was fast again");
     writers.check(&map).await;
     milonga.close().await.expect("closes");
@@ -92,9 +91,8 @@ async fn a_spare_takes_over_from_a_slow_sequencer() {
         ..
     } = Load::start(dir.path(), 1).await;
     goes_on_with(&log, "sequencer-1", &acked).await;
-    let is_second = |layout: &Layout| layout.sequencer.name.as_str() == "sequencer-2";
     let slow = Slow::begin(&cluster, "sequencer-1");
-    let out = wait_until(&log, is_second).await;
+    let out = wait_until(&log, is_sequencer("sequencer-2")).await;
     goes_on_with(&log, "sequencer-2", &acked).await;
     drop(slow);
     // It is the spare now.
