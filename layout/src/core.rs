@@ -263,10 +263,11 @@ impl LayoutCore {
         }
     }
 
-    /// Takes the outcome of a `Confirm`: whether a majority said that this is the leader.
-    pub fn confirmed(&mut self, now: Time, id: ConfirmId, leads: bool) {
+    /// Takes the outcome of a `Confirm`: if a majority said that this is the leader, the epoch of all that was committed
+    /// before.
+    pub fn confirmed(&mut self, now: Time, id: ConfirmId, leads_at: Option<Epoch>) {
         self.pass(now);
-        self.leadership_confirmed(id, leads);
+        self.leadership_confirmed(id, leads_at);
     }
 
     /// Does what is due.

@@ -16,11 +16,11 @@
 
 use std::time::Duration;
 
-use milonga_protocol::Time;
 use milonga_protocol::layout::SequencerRef;
 use milonga_protocol::limits::LONGEST_LEASE_MS;
 use milonga_protocol::messages::{CallId, LayoutResponse, Lease, Renewal};
 use milonga_protocol::plants::{self, Plant};
+use milonga_protocol::{Epoch, Time};
 
 use crate::core::LayoutCore;
 use crate::effect::{ConfirmId, LayoutEffect};
@@ -133,11 +133,14 @@ impl LayoutCore {
         self.effect(LayoutEffect::Confirm { id });
     }
 
-    pub(crate) fn leadership_confirmed(&mut self, id: ConfirmId, leads: bool) {
+    /// The member may lead once more and another one may have led in between, of which this core has not heard: then the
+    /// majority's history is newer than its own.
+    pub(crate) fn leadership_confirmed(&mut self, id: ConfirmId, leads_at: Option<Epoch>) {
         if id != ConfirmId(self.leases.confirmations) {
             return;
         }
         if let Some(asked) = self.leases.asking.take() {
+            let leads = leads_at == Some(self.history.epoch());
             if leads && self.may_lease(&asked.renewal) {
                 self.grant(asked);
             } else {

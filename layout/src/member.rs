@@ -205,11 +205,11 @@ impl LayoutMember {
     }
 
     /// Takes the outcome of a `Confirm` of `reign`.
-    pub fn confirmed(&mut self, now: Time, reign: Reign, id: ConfirmId, leads: bool) {
+    pub fn confirmed(&mut self, now: Time, reign: Reign, id: ConfirmId, leads_at: Option<Epoch>) {
         if let Seat::Leads { core, .. } = &mut self.seat
             && reign == self.reign
         {
-            core.confirmed(now, id, leads);
+            core.confirmed(now, id, leads_at);
         }
     }
 

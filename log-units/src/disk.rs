@@ -96,6 +96,18 @@ pub enum DiskError {
     Io(String),
 }
 
+impl DiskOp {
+    /// How many bytes it writes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::WriteAt { data, .. } => data.iter().map(|part| part.len() as u64).sum(),
+            Self::Create { size, .. } => *size,
+            _ => 0,
+        }
+    }
+}
+
 /// Ties a completion to its operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OpId(pub u64);

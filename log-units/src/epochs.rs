@@ -299,7 +299,9 @@ impl Unit {
 
     /// Why this unit cannot be one of `cluster`.
     pub(crate) fn foreign(&self, cluster: ClusterId) -> Option<Refusal> {
+        let rejoining = || self.epochs.rejoining.as_ref().map(|one| one.cluster);
         let known = self.cluster().or(self.epochs.stamping);
+        let known = known.or_else(rejoining);
         let known = known.or(self.config.cluster);
         let fits = cluster != ClusterId::default() && known.is_none_or(|known| known == cluster);
         (!fits).then(|| {

@@ -1,7 +1,8 @@
 //! How long the disk takes to make a batch durable: what tells others that it has become slow, though nothing fails.
 //!
-//! Only batches count: their sizes are alike on all replicas of a chain, which are compared with each other. A unit that
-//! writes nothing says nothing, and nobody waits for it either.
+//! Only batches count, and of each what it takes beyond the time in which even a modest disk carries so many bytes: units
+//! are compared with each other, and one that gets large entries, or is given what it lacks, is not slow for that. A unit
+//! that writes nothing says nothing, and nobody waits for it either.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -17,35 +18,38 @@ const LATELY: Duration = Duration::from_secs(5);
 const LEAST: usize = 4;
 /// A batch that is under way for so long counts alone, and as long as it takes: a disk that is stuck ends nothing.
 const STUCK: Duration = Duration::from_secs(1);
+/// What a modest disk carries in a millisecond: 32 MiB a second.
+const BYTES_PER_MILLI: u64 = 32 << 10;
 /// Between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// What the last batches took.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
-    /// The batch under way: there is one at a time.
+    /// The batch under way, which there is one of at a time, and when it may be over.
     under_way: Option<(OpId, Time)>,
-    /// When it ended and how many microseconds it took, the oldest first.
+    /// When it ended and how many microseconds too late, the oldest first.
     took: VecDeque<(Time, u32)>,
     looked: Time,
     typical: Option<u32>,
 }
 
 impl Pace {
-    /// A batch goes to the disk.
-    pub(crate) const fn began(&mut self, now: Time, op: OpId) {
-        self.under_way = Some((op, now));
+    /// A batch of so many bytes goes to the disk.
+    pub(crate) fn began(&mut self, now: Time, op: OpId, bytes: u64) {
+        let carried = Duration::from_micros(bytes * 1_000 / BYTES_PER_MILLI);
+        self.under_way = Some((op, now.after(carried)));
     }
 
     /// An operation ended, perhaps that.
     pub(crate) fn ended(&mut self, now: Time, op: OpId) {
-        let Some((_, began)) = self.under_way.take_if(|(batch, _)| *batch == op) else {
+        let Some((_, due)) = self.under_way.take_if(|(batch, _)| *batch == op) else {
             return;
         };
         if self.took.len() == MOST {
             self.took.pop_front();
         }
-        self.took.push_back((now, micros(now.since(began))));
+        self.took.push_back((now, micros(now.since(due))));
     }
 
     /// The median in microseconds, as of the last look; `None` if there is too little to say.
@@ -72,7 +76,7 @@ impl Pace {
         let mut took: Vec<_> = self.took.iter().map(|(_, took)| *took).collect();
         took.sort_unstable();
         let median = took.get(took.len() / 2).filter(|_| took.len() >= LEAST);
-        let stuck = self.under_way.map(|(_, began)| now.since(began));
+        let stuck = self.under_way.map(|(_, due)| now.since(due));
         let stuck = stuck.filter(|age| *age >= STUCK).map(micros);
         self.typical = stuck.max(median.copied());
     }
@@ -93,7 +97,7 @@ mod tests {
     /// Batches of so many milliseconds, one after the other; when the last one ended.
     fn batches(pace: &mut Pace, mut now: u64, took: &[u64]) -> u64 {
         for ms in took {
-            pace.began(at(now), OpId(now));
+            pace.began(at(now), OpId(now), 0);
             pace.ended(at(now), OpId(u64::MAX));
             now += ms;
             pace.ended(at(now), OpId(now - ms));
@@ -120,10 +124,25 @@ mod tests {
     }
 
     #[test]
+    fn what_many_bytes_take_does_not_count() {
+        let mut pace = Pace::default();
+        let mut write = |now, took| {
+            pace.began(at(now), OpId(now), 4 << 20);
+            pace.ended(at(now + took), OpId(now));
+            pace.look(at(now + 500));
+            pace.typical()
+        };
+        let healthy: Vec<_> = (1..=5).map(|n| write(n * 500, 33)).collect();
+        assert_eq!(healthy.last(), Some(&Some(0)));
+        let broken: Vec<_> = (6..=12).map(|n| write(n * 500, 328)).collect();
+        assert_eq!(broken.last(), Some(&Some(200_000)));
+    }
+
+    #[test]
     fn a_batch_that_does_not_end_counts_alone() {
         let mut pace = Pace::default();
         let end = batches(&mut pace, 1_000, &[1; 1_000]);
-        pace.began(at(end), OpId(9));
+        pace.began(at(end), OpId(9), 0);
         pace.look(at(end + 900));
         assert_eq!(pace.typical(), Some(1_000));
         pace.look(at(end + 2_000));

@@ -15,7 +15,7 @@ use crate::unit::Unit;
 /// Somebody is waiting until what is not settled is forgotten.
 #[derive(Debug)]
 pub(crate) struct Rejoining {
-    cluster: ClusterId,
+    pub(crate) cluster: ClusterId,
     epoch: Epoch,
     /// Only what lies below it may be kept.
     below: Position,

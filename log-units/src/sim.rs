@@ -94,10 +94,17 @@ impl SimDisk {
             return false;
         }
         let drawn = self.random() % eligible.len() as u64;
-        let Some((id, op)) = eligible
-            .get(size(drawn))
-            .and_then(|at| self.queue.remove(*at))
-        else {
+        (eligible.get(size(drawn))).is_some_and(|at| self.finish_at(*at))
+    }
+
+    /// Carries out the operation `id`, unless others have to come first. Whether it was done.
+    pub fn finish(&mut self, id: OpId) -> bool {
+        let at = self.queue.iter().position(|(queued, _)| *queued == id);
+        at.is_some_and(|at| self.may_be_next(at) && self.finish_at(at))
+    }
+
+    fn finish_at(&mut self, at: usize) -> bool {
+        let Some((id, op)) = self.queue.remove(at) else {
             return false;
         };
         let result = self.carry_out(&op);

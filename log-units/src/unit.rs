@@ -300,7 +300,7 @@ impl Unit {
         self.next_op += 1;
         let id = OpId(self.next_op);
         if what == Op::Batch {
-            self.pace.began(self.now, id);
+            self.pace.began(self.now, id, op.bytes());
         }
         self.ops.insert(id, what);
         self.effects.push_back(UnitEffect::Disk(id, op));

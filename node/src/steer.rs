@@ -108,8 +108,9 @@ impl Steering {
         let (replica, events) = (Arc::clone(&self.replica), self.events.clone());
         let confirmations = Arc::clone(&self.confirmations);
         let task = async move {
-            let leads = replica.confirm_leadership().await.is_ok();
-            let _ = events.send(LayoutEvent::Confirmed(id.0, id.1, leads));
+            let leads = replica.confirm_leadership().await;
+            let leads_at = leads.ok().map(|()| replica.history().epoch());
+            let _ = events.send(LayoutEvent::Confirmed(id.0, id.1, leads_at));
             ended(&confirmations, id);
         };
         let task = self.env.spawn("layout confirmation", Box::pin(task));

@@ -51,7 +51,7 @@ impl TokioEnv {
         SystemRandom::new()
             .fill(&mut seed)
             .expect("the operating system has randomness");
-        Self::with(Generator::from_bytes(&seed))
+        Self::with(Generator::from_bytes(&seed), asleep)
     }
 
     /// The environment of the current runtime with reproducible randomness, for tests.
@@ -60,19 +60,19 @@ impl TokioEnv {
     /// Outside a tokio runtime.
     #[must_use]
     pub fn seeded(seed: u64) -> Arc<Self> {
-        Self::with(Generator::from_seed(seed)).unwrap_or_else(|error| panic!("{error}"))
+        Self::with(Generator::from_seed(seed), asleep).unwrap_or_else(|error| panic!("{error}"))
     }
 
     #[expect(
         clippy::disallowed_methods,
         reason = "this is the clock that everybody else asks"
     )]
-    fn with(random: Generator) -> Result<Arc<Self>, NoRuntime> {
+    fn with(random: Generator, asleep: fn() -> Duration) -> Result<Arc<Self>, NoRuntime> {
         let runtime = Handle::try_current().map_err(|_| NoRuntime)?;
         Ok(Arc::new(Self {
             runtime,
             start: Instant::now(),
-            sleep: Asleep::since_now(),
+            sleep: Asleep::since_now(asleep),
             random: Mutex::new(random),
         }))
     }
@@ -119,16 +119,19 @@ impl fmt::Debug for TokioEnv {
 
 /// How long the machine has been asleep since this was made. tokio's clock does not count that; leases need it (rule 20).
 struct Asleep {
+    /// How long since the machine was started, or less.
+    read: fn() -> Duration,
     before: Duration,
     /// In milliseconds: two clocks are never read at the same moment.
     since: AtomicU64,
 }
 
 impl Asleep {
-    fn since_now() -> Self {
+    fn since_now(read: fn() -> Duration) -> Self {
         // Whoever is interrupted between two clocks reads less than there is.
-        let readings = std::array::from_fn::<_, 4, _>(|_| asleep());
+        let readings = std::array::from_fn::<_, 4, _>(|_| read());
         Self {
+            read,
             before: readings.into_iter().max().unwrap_or_default(),
             since: AtomicU64::new(0),
         }
@@ -136,7 +139,7 @@ impl Asleep {
 
     /// Never falls.
     fn so_far(&self) -> Duration {
-        let now = asleep().saturating_sub(self.before).as_millis();
+        let now = (self.read)().saturating_sub(self.before).as_millis();
         let now = u64::try_from(now).unwrap_or(u64::MAX);
         if now > self.since.load(Ordering::Relaxed) {
             self.since.fetch_max(now, Ordering::Relaxed);
@@ -226,6 +229,23 @@ mod tests {
         let before = env.now();
         env.sleep(Duration::from_secs(3_600)).await;
         assert_eq!(env.now().since(before), Duration::from_secs(3_600));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_the_machine_sleeps_time_passes() {
+        static ASLEEP: AtomicU64 = AtomicU64::new(7_000);
+        let read = || Duration::from_millis(ASLEEP.load(Ordering::Relaxed));
+        let env: SharedEnv = TokioEnv::with(Generator::from_seed(1), read).expect("a runtime");
+        let begin = env.now();
+        let passed = || env.now().since(begin).as_millis();
+        assert_eq!(passed(), 0, "what was before does not count");
+        env.sleep(Duration::from_millis(100)).await;
+        ASLEEP.store(8_000, Ordering::Relaxed);
+        assert_eq!(passed(), 1_100);
+        ASLEEP.store(7_500, Ordering::Relaxed);
+        assert_eq!(passed(), 1_100, "whoever reads less goes not back");
+        env.sleep(Duration::from_millis(100)).await;
+        assert_eq!(passed(), 1_200, "timers count from what has passed");
     }
 
     #[test]

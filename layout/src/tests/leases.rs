@@ -94,6 +94,17 @@ fn a_lease_is_given_to_the_sequencer_of_the_newest_epoch_by_a_confirmed_leader()
     assert_eq!(ask(&mut world, SEQUENCER, 1, epoch), None);
     world.run_for(5);
     assert_eq!(told(&world), Some(0), "deposed");
+    // It leads again, and another member has led in between.
+    world.replies.clear();
+    (world.leads, world.elsewhere) = (true, Some(Epoch(epoch + 1)));
+    assert_eq!(ask(&mut world, SEQUENCER, 1, epoch), None);
+    world.run_for(5);
+    assert_eq!(told(&world), Some(0), "there is a newer epoch");
+    world.replies.clear();
+    world.elsewhere = None;
+    assert_eq!(ask(&mut world, SEQUENCER, 1, epoch), None);
+    world.run_for(5);
+    assert!(told(&world) > Some(0), "{:?}", told(&world));
 }
 
 #[test]

@@ -71,6 +71,8 @@ pub(super) struct World {
     pub(super) loss: u64,
     /// Whether a majority says that the core is the leader.
     pub(super) leads: bool,
+    /// The epoch of what other members have committed, of which this one has not heard.
+    pub(super) elsewhere: Option<Epoch>,
     /// Effects that the layout servers have wanted so far.
     pub(super) effects: u64,
     pub(super) replies: Vec<(CallId, Response)>,
@@ -108,6 +110,7 @@ impl World {
             slow: BTreeMap::new(),
             loss: 0,
             leads: true,
+            elsewhere: None,
             effects: 0,
             replies: Vec::new(),
             committed: BTreeMap::new(),
@@ -323,8 +326,9 @@ impl World {
                 self.core().stored(now, id, Ok(()));
             }
             Event::Confirmed(run, id) if run == self.core_run => {
-                let leads = self.leads;
-                self.core().confirmed(now, id, leads);
+                let known = self.elsewhere.unwrap_or(self.store.history().epoch());
+                let leads_at = self.leads.then_some(known);
+                self.core().confirmed(now, id, leads_at);
             }
             Event::Outcome(..) | Event::Store(..) | Event::Confirmed(..) => {}
         }

@@ -8,7 +8,7 @@ use milonga_layout::{
     ConfirmId, History, LayoutEffect, LayoutMember, Reign, Replica, SendId, SendOutcome, StoreId,
 };
 use milonga_protocol::messages::{CallId, LayoutRequest};
-use milonga_protocol::{ServerName, Time};
+use milonga_protocol::{Epoch, ServerName, Time};
 use milonga_transport::Identity;
 
 use crate::host::{Core, Output};
@@ -34,8 +34,8 @@ impl LayoutRole {
 pub(crate) enum LayoutEvent {
     Sent(Reign, SendId, Box<SendOutcome>),
     Stored(Reign, StoreId, Result<(), String>),
-    /// Whether a majority said that this member leads.
-    Confirmed(Reign, ConfirmId, bool),
+    /// If a majority said that this member leads, the epoch of all that was committed before.
+    Confirmed(Reign, ConfirmId, Option<Epoch>),
     /// This member leads, a majority says, and this is the history.
     Leads(Arc<History>),
     /// It does not.
@@ -65,8 +65,8 @@ impl Core for LayoutRole {
             LayoutEvent::Stored(reign, store, outcome) => {
                 self.member.stored(now, reign, store, outcome);
             }
-            LayoutEvent::Confirmed(reign, id, leads) => {
-                self.member.confirmed(now, reign, id, leads);
+            LayoutEvent::Confirmed(reign, id, leads_at) => {
+                self.member.confirmed(now, reign, id, leads_at);
             }
             LayoutEvent::Leads(history) => self.member.lead(now, history),
             LayoutEvent::Follows { leader, why } => self.member.follow(leader, why),

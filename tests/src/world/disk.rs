@@ -1,6 +1,6 @@
 //! The machines of the world: simulated disks and stores that survive their processes.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -50,6 +50,8 @@ struct DiskState {
     rng: Rng,
     /// When each lane (writes, reads) is free again.
     busy: [Moment; 2],
+    /// Operations whose time is over, but which come after others of the same file.
+    due: BTreeSet<OpId>,
     stalled_until: Moment,
     slow: u64,
 }
@@ -65,6 +67,7 @@ impl WorldDisk {
             plan,
             rng,
             busy: [Moment::default(); 2],
+            due: BTreeSet::new(),
             stalled_until: Moment::default(),
             slow: 1,
         };
@@ -84,6 +87,7 @@ impl WorldDisk {
             End::PowerLoss => state.sim.crash(seed),
         };
         state.busy = [Moment::default(); 2];
+        state.due.clear();
     }
 
     /// Sets a fault.
@@ -142,24 +146,24 @@ impl DiskState {
         let (lane, typical, bytes) = match op {
             DiskOp::ReadAt { len, .. } => (1, self.plan.access, *len),
             DiskOp::List | DiskOp::Space => (1, self.plan.access, 0),
-            DiskOp::WriteAt { data, sync, .. } => {
-                let bytes = data.iter().map(|part| part.len() as u64).sum();
-                let typical = if *sync {
-                    self.plan.sync
-                } else {
-                    self.plan.access
-                };
-                (0, typical, bytes)
-            }
-            DiskOp::Create { size, .. } => (0, self.plan.sync, *size),
-            DiskOp::Sync { .. } | DiskOp::Rename { .. } | DiskOp::Remove { .. } => {
-                (0, self.plan.sync, 0)
-            }
+            DiskOp::WriteAt { sync: false, .. } => (0, self.plan.access, op.bytes()),
+            _ => (0, self.plan.sync, op.bytes()),
         };
         let takes = self.rng.long_tailed(typical) + bytes * 1_000_000 / BYTES_PER_MILLI;
         let end = self.busy[lane].max(now).plus(takes * self.slow);
         self.busy[lane] = end;
         end.max(self.stalled_until)
+    }
+
+    /// The time of an operation is over: carries it out, or has it follow those that come first.
+    fn finish(&mut self, id: OpId) {
+        self.due.insert(id);
+        let Self { due, sim, .. } = self;
+        let mut before = usize::MAX;
+        while due.len() < before {
+            before = due.len();
+            due.retain(|id| !sim.finish(*id));
+        }
     }
 }
 
@@ -178,13 +182,21 @@ impl Disk for Handle {
         let end = state.end_of(now, &op);
         state.sim.submit(id, op);
         drop(state);
-        step_at(end, &self.disk, &self.executor, self.process, &self.done);
+        finish_at(
+            end,
+            id,
+            &self.disk,
+            &self.executor,
+            self.process,
+            &self.done,
+        );
     }
 }
 
-/// Carries out one of the operations that wait, later if the disk stalls.
-fn step_at(
+/// Carries out an operation, later if the disk stalls.
+fn finish_at(
     at: Moment,
+    id: OpId,
     disk: &WorldDisk,
     executor: &Executor,
     process: ProcessId,
@@ -196,10 +208,10 @@ fn step_at(
         if state.stalled_until > handle.now() {
             let until = state.stalled_until;
             drop(state);
-            step_at(until, &disk, &handle, process, &done);
+            finish_at(until, id, &disk, &handle, process, &done);
             return;
         }
-        state.sim.step();
+        state.finish(id);
         for completion in state.sim.take_completions() {
             handle.trace(&Completed(&state.name, &completion));
             // Who submitted it may have stopped.
@@ -382,5 +394,37 @@ impl Machine for WorldMachine {
     fn layout_is_made(&self, _directory: &Path) -> Result<(), NodeError> {
         self.store.lock().made = true;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_operation_ends_when_its_own_time_is_over() {
+        let plan = DiskPlan { access: 1, sync: 1 };
+        let disk = WorldDisk::new(1, "unit", plan);
+        let mut state = disk.lock();
+        let create = |name: &str| DiskOp::Create {
+            name: name.into(),
+            size: 512,
+        };
+        let read = DiskOp::ReadAt {
+            name: "slow".into(),
+            offset: 0,
+            len: 1,
+        };
+        for (id, op) in [(1, create("slow")), (2, create("fast")), (3, read)] {
+            state.sim.submit(OpId(id), op);
+        }
+        let mut finish = |id| {
+            state.finish(OpId(id));
+            let done = state.sim.take_completions();
+            done.iter().map(|(id, _)| id.0).collect::<Vec<_>>()
+        };
+        assert_eq!(finish(2), [2], "not the one that takes longer");
+        assert_eq!(finish(3), [], "it reads what is not there yet");
+        assert_eq!(finish(1), [1, 3]);
     }
 }

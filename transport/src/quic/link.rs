@@ -1,12 +1,16 @@
 //! The way to one server: the connection if there is one, else the one attempt to make it.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use milonga_protocol::env::Time;
 use milonga_protocol::sync::Mutex;
-use quinn::{Connecting, Connection, ConnectionError};
+use quinn::{Connection, ConnectionError};
 use tokio::sync::watch;
 
 use super::client::Dialler;
@@ -21,15 +25,22 @@ use crate::network::{CallError, Peer};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
-/// First packets are repeated ever more slowly, so a server that starts meanwhile is found sooner by a new attempt.
-const FIRST_ATTEMPT: Duration = Duration::from_secs(1);
+/// Between two attempts at one connection. First packets are repeated ever more slowly, so a server that starts meanwhile is
+/// found sooner by a new attempt; the others go on, for whom it is only slow.
+const FIRST_ATTEMPT: Duration = Duration::from_millis(500);
+const LONGEST_ATTEMPT: Duration = Duration::from_secs(1);
+/// How often the patience with silence doubles at most: to eight seconds, less than the idle time.
+const DOUBLINGS: u32 = 4;
 
 type Outcome = Result<Arc<Wire>, CallError>;
+type Attempt<'a> = Pin<Box<dyn Future<Output = Result<Connection, CallError>> + Send + 'a>>;
 
 /// One peer's connection. At most one attempt to make it is under way, whoever waits for it.
 pub(super) struct Link {
     peer: Peer,
     state: Mutex<State>,
+    /// How often lately the peer was taken for silent and was only slow.
+    slow: AtomicU32,
 }
 
 enum State {
@@ -50,6 +61,7 @@ impl Link {
                 failures: 0,
                 not_before: Time::default(),
             }),
+            slow: AtomicU32::new(0),
         })
     }
 
@@ -102,6 +114,23 @@ impl Link {
                 not_before: Time::default(),
             };
         }
+    }
+
+    /// How long the peer may be silent, where `silent` is the rule. One that is only slow is not helped by ever new
+    /// connections: each handshake costs it more than answers do.
+    pub(super) fn patience(&self, silent: Duration) -> Duration {
+        silent * 2_u32.pow(self.slow.load(Ordering::Relaxed).min(DOUBLINGS))
+    }
+
+    /// A connection that was left for silence was heard again.
+    pub(super) fn was_slow(&self) {
+        // It matters no more than a connection that is replaced too early, or too late.
+        let _ = self.slow.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A connection has long been heard.
+    pub(super) fn is_well(&self) {
+        self.slow.store(0, Ordering::Relaxed);
     }
 
     fn begin(
@@ -160,35 +189,31 @@ impl Link {
 
     async fn connect(&self, dialler: &Dialler, end: Time) -> Result<Connection, CallError> {
         let env = &dialler.env;
-        let mut patience = FIRST_ATTEMPT;
+        let (mut attempts, mut pause) = (Vec::new(), FIRST_ATTEMPT);
         loop {
-            let attempt = async {
-                self.attempt(dialler)
-                    .await?
-                    .await
-                    .map_err(|e| dial(&self.peer, &e))
-            };
-            let until = env.now().after(patience).min(end);
+            attempts.push(Box::pin(self.attempt(dialler)) as Attempt<'_>);
+            let until = env.now().after(pause).min(end);
             tokio::select! {
                 biased;
-                connection = attempt => return connection,
+                connection = first(&mut attempts) => return connection,
                 () = env.sleep_until(until) => {}
             }
             if until == end {
                 return Err(self.silent());
             }
-            patience *= 2;
+            pause = (pause * 2).min(LONGEST_ATTEMPT);
         }
     }
 
-    async fn attempt(&self, dialler: &Dialler) -> Result<Connecting, CallError> {
+    async fn attempt(&self, dialler: &Dialler) -> Result<Connection, CallError> {
         let address = self.resolve().await?;
         let endpoint = dialler
             .endpoint(address)
             .map_err(|why| self.unreachable(&why))?;
-        endpoint
+        let connecting = endpoint
             .connect_with(dialler.config.clone(), address, self.peer.name.as_str())
-            .map_err(|error| self.unreachable(&error.to_string()))
+            .map_err(|error| self.unreachable(&error.to_string()))?;
+        connecting.await.map_err(|error| dial(&self.peer, &error))
     }
 
     async fn resolve(&self) -> Result<SocketAddr, CallError> {
@@ -257,4 +282,13 @@ impl Link {
             why: why.to_owned(),
         }
     }
+}
+
+/// What the first of them comes to that ends.
+async fn first(attempts: &mut [Attempt<'_>]) -> Result<Connection, CallError> {
+    poll_fn(|context| {
+        let mut polled = attempts.iter_mut().map(|one| one.as_mut().poll(context));
+        polled.find(Poll::is_ready).unwrap_or(Poll::Pending)
+    })
+    .await
 }

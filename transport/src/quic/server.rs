@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use milonga_protocol::ServerName;
 use milonga_protocol::env::{SharedEnv, Task};
-use quinn::{Endpoint, Incoming};
+use quinn::{ConnectionError, Endpoint, Incoming, TransportErrorCode};
 use tokio::sync::mpsc;
 
 use super::datagrams::{Datagrams, Udp};
@@ -233,14 +233,23 @@ async fn welcome(shared: Arc<Shared>, incoming: Incoming, alive: Alive) {
     let remote = incoming.remote_address();
     let connection = tokio::select! {
         biased;
-        connection = incoming.into_future() => connection.map_err(|error| text(&error)),
-        () = shared.env.sleep(shared.bounds.handshake) => Err("TLS took too long".to_owned()),
+        connection = incoming.into_future() => connection.map_err(Some),
+        () = shared.env.sleep(shared.bounds.handshake) => Err(None),
     };
     match connection {
         Ok(connection) => serve(shared, connection, alive).await,
-        Err(why) => {
+        Err(Some(error)) if is_given_up(&error) => {
+            tracing::debug!(%remote, "the caller has given up, or another of its attempts was faster");
+        }
+        Err(error) => {
             refused("tls");
+            let why = error.map_or_else(|| "TLS took too long".to_owned(), |error| text(&error));
             tracing::warn!(%remote, why, "connection refused; callers need a certificate of this cluster");
         }
     }
+}
+
+/// Whether the caller ended an attempt of its own accord. (What it does not like about a certificate has another code.)
+fn is_given_up(error: &ConnectionError) -> bool {
+    matches!(error, ConnectionError::ConnectionClosed(close) if close.error_code == TransportErrorCode::APPLICATION_ERROR)
 }

@@ -23,10 +23,7 @@ impl Silence {
     /// Looks at the connection again: for how long it has been silent. Between two looks there should be time for an
     /// acknowledgement.
     pub(super) fn look(&mut self, now: Time, stats: &ConnectionStats) -> Duration {
-        // Frames that are acknowledged at once. Those that try for larger packets may get lost on a path that works.
-        let frames = stats.frame_tx.stream + stats.frame_tx.ping;
-        let asked = frames.saturating_sub(stats.path.sent_plpmtud_probes);
-        self.seen(now, asked, stats.udp_rx.datagrams)
+        self.seen(now, asked(stats), stats.udp_rx.datagrams)
     }
 
     fn seen(&mut self, now: Time, asked: u64, heard: u64) -> Duration {
@@ -38,6 +35,14 @@ impl Silence {
         (self.asked, self.heard) = (asked, heard);
         self.since.map_or(Duration::ZERO, |since| now.since(since))
     }
+}
+
+/// How many frames were sent that are acknowledged at once. What was not is asked for again by an `IMMEDIATE_ACK`, if there
+/// is nothing new to send. Each try for larger packets has a `PING` and an `IMMEDIATE_ACK`, too, and may get lost on a path
+/// that works.
+const fn asked(stats: &ConnectionStats) -> u64 {
+    let (sent, tries) = (&stats.frame_tx, stats.path.sent_plpmtud_probes);
+    sent.stream + sent.ping.saturating_sub(tries) + sent.immediate_ack.saturating_sub(tries)
 }
 
 #[cfg(test)]
@@ -59,5 +64,20 @@ mod tests {
         assert_eq!(ms(silence.seen(at(700), 7, 3)), 400, "asked again");
         assert_eq!(ms(silence.seen(at(800), 7, 4)), 0, "it was only slow");
         assert_eq!(ms(silence.seen(at(900), 7, 4)), 0);
+    }
+
+    #[test]
+    fn what_is_asked_for_again_counts_and_tries_for_larger_packets_do_not() {
+        let mut stats = ConnectionStats::default();
+        stats.frame_tx.stream = 3;
+        stats.frame_tx.acks = 8;
+        assert_eq!(asked(&stats), 3);
+        stats.path.sent_plpmtud_probes = 2;
+        (stats.frame_tx.ping, stats.frame_tx.immediate_ack) = (2, 2);
+        assert_eq!(asked(&stats), 3);
+        stats.frame_tx.immediate_ack += 1;
+        assert_eq!(asked(&stats), 4);
+        stats.frame_tx.ping += 1;
+        assert_eq!(asked(&stats), 5);
     }
 }

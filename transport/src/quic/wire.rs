@@ -25,6 +25,8 @@ use crate::in_flight::{InFlight, NoAnswer, Pending};
 
 /// How often a connection is looked at until it counts as silent.
 const LOOKS: u32 = 5;
+/// So many looks without silence, and nobody remembers that the server was slow.
+const LOOKS_UNTIL_WELL: u32 = 100;
 
 /// A connection as callers see it.
 pub(super) struct Wire {
@@ -185,17 +187,28 @@ async fn lost(
     silent: Duration,
     link: &Weak<Link>,
 ) -> String {
+    let patience = link.upgrade().map_or(silent, |link| link.patience(silent));
+    let well_at = env.now().after(patience * LOOKS_UNTIL_WELL / LOOKS);
     let mut closed = pin!(connection.closed());
-    let (mut silence, mut is_left) = (Silence::default(), false);
+    let (mut silence, mut is_left, mut was_slow) = (Silence::default(), false, false);
     loop {
         tokio::select! {
             biased;
             why = &mut closed => return text(&why),
             () = env.sleep(silent / LOOKS) => {}
         }
-        is_left |= silence.look(env.now(), &connection.stats()) >= silent;
-        if is_left && let Some(link) = link.upgrade() {
-            link.lost(wire);
+        let silence = silence.look(env.now(), &connection.stats());
+        is_left |= silence >= patience;
+        if let Some(link) = link.upgrade() {
+            if is_left {
+                link.lost(wire);
+            }
+            if is_left && silence.is_zero() && !was_slow {
+                was_slow = true;
+                link.was_slow();
+            } else if !is_left && env.now() >= well_at {
+                link.is_well();
+            }
         }
         if is_left && wire.in_flight.is_empty() {
             Close::Done.close(connection, "replaced after silence");
