@@ -148,7 +148,7 @@ impl LayoutCore {
                 "{to} has not said lately that it can be the sequencer; start it, and look at `milonga status`"
             ));
         }
-        if let Some(why) = self.slow_words(to) {
+        if let Some(why) = self.restless_words(to).or_else(|| self.slow_words(to)) {
             return Err(format!("{to} {why}; find out why, or wait"));
         }
         Ok(Verdict::Sequencer(to.clone()))

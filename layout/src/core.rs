@@ -130,6 +130,7 @@ impl LayoutCore {
             phase: Phase::Gather {
                 cause: cause.into(),
                 since: now,
+                able: None,
             },
             courier: Courier::new(),
             phase_since: now,
@@ -383,6 +384,9 @@ impl LayoutCore {
         if let Some(slow) = self.facts_of_slowness() {
             fact("slow", slow);
         }
+        if let Some(restless) = self.facts_of_restless() {
+            fact("restless", restless);
+        }
         fact("waits", self.gets.len().to_string());
         facts.extend(self.took.facts());
         facts.extend(self.facts_of_care());
@@ -499,6 +503,7 @@ impl LayoutCore {
         self.phase = Phase::Gather {
             cause,
             since: self.now,
+            able: None,
         };
         self.try_to_begin();
     }
@@ -548,6 +553,9 @@ impl LayoutCore {
         let new = self.heard.hear(self.now, hello);
         if new {
             self.unresponsive.remove(&name);
+            if let Some(why) = self.restless_words(&name) {
+                tracing::warn!(server = %name, why, "was started");
+            }
         }
         if new || back {
             self.slowness.is_back(&name);

@@ -7,6 +7,8 @@ use milonga_protocol::messages::Hello;
 use milonga_protocol::{Incarnation, Layout, ServerName, Time};
 use milonga_transport::Peer;
 
+use crate::restless::Starts;
+
 /// A server that has not been heard of for so long may be gone.
 const FRESH: Duration = Duration::from_secs(3);
 
@@ -21,10 +23,6 @@ const LONG: Duration = Duration::from_millis(500);
 #[derive(Debug, Default)]
 pub(crate) struct Heard {
     servers: BTreeMap<ServerName, Server>,
-    /// When a new run was last heard of.
-    last_new: Time,
-    /// When somebody was last heard that had been silent for long.
-    last_back: Time,
     /// When anything was last received from anybody.
     received: Time,
     /// Silence before this moment is nobody's fault: this process did not listen.
@@ -37,27 +35,36 @@ struct Server {
     at: Time,
     /// When this run was heard first.
     since: Time,
+    /// When it was last heard for the first time, after a long silence, or in a new run.
+    back: Time,
+    starts: Starts,
 }
 
 impl Heard {
     /// Notes a hello; says whether it comes from a run that was not the last one heard under that name.
     pub(crate) fn hear(&mut self, now: Time, hello: Hello) -> bool {
-        if self.was_silent(now, &hello.name, LONG) {
-            self.last_back = now;
-        }
-        let before = self.servers.get(&hello.name);
-        let same_run = before.filter(|server| server.hello.incarnation == hello.incarnation);
-        let since = same_run.map_or(now, |server| server.since);
-        let new = same_run.is_none();
-        if new {
-            self.last_new = now;
-        }
-        let server = Server {
-            hello,
-            at: now,
-            since,
+        let silent = self.was_silent(now, &hello.name, LONG);
+        let Some(server) = self.servers.get_mut(&hello.name) else {
+            let server = Server {
+                at: now,
+                since: now,
+                back: now,
+                starts: Starts::default(),
+                hello,
+            };
+            self.servers.insert(server.hello.name.clone(), server);
+            return true;
         };
-        self.servers.insert(server.hello.name.clone(), server);
+        let (old, run) = (server.hello.incarnation, hello.incarnation);
+        let new = old != run;
+        if new {
+            server.since = now;
+            server.starts.restarted(now, old, run);
+        }
+        if new || silent {
+            server.back = now;
+        }
+        (server.hello, server.at) = (hello, now);
         new
     }
 
@@ -67,13 +74,19 @@ impl Heard {
         server.is_none_or(|server| now.since(server.at) >= long)
     }
 
-    pub(crate) const fn last_new(&self) -> Time {
-        self.last_new
+    /// When `name` was last heard for the first time, after a long silence, or in a new run.
+    pub(crate) fn back(&self, name: &ServerName) -> Option<Time> {
+        self.servers.get(name).map(|server| server.back)
     }
 
-    /// When somebody was last heard for the first time, after a long silence, or in a new run.
-    pub(crate) fn last_back(&self) -> Time {
-        self.last_back.max(self.last_new)
+    /// When `name` was restarted lately.
+    pub(crate) fn starts(&self, name: &ServerName) -> Option<&Starts> {
+        self.servers.get(name).map(|server| &server.starts)
+    }
+
+    /// All that ever said hello.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &ServerName> {
+        self.servers.keys()
     }
 
     /// The last hello, however old.

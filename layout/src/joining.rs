@@ -153,7 +153,7 @@ impl LayoutCore {
 
     /// Whether it can serve, and would not be in everybody's way.
     fn is_fit(&self, name: &ServerName) -> bool {
-        self.can_serve(name) && !self.is_slow(name)
+        self.can_serve(name) && !self.is_slow(name) && !self.is_restless(name)
     }
 
     /// The chain that `name` belongs to: as an operator decided, or as it was configured.
@@ -323,9 +323,14 @@ impl LayoutCore {
         if self.history.policy().retired.is_empty() {
             return;
         }
+        let Some(layout) = self.history.current() else {
+            return;
+        };
+        let wanted = self.history.policy().leavers(layout);
         let absent = self.absent();
         let gone = self.with_leavers(absent.clone());
-        if let Some(unit) = gone.difference(&absent).next() {
+        let mut leavers = gone.difference(&absent);
+        if let Some(unit) = leavers.find(|unit| wanted.contains(unit)) {
             let name = self.unit_name(*unit).clone();
             self.gather(format!("{name} is to leave"));
         }
@@ -378,6 +383,9 @@ impl LayoutCore {
         let names = names.filter(|name| !retired.contains_key(*name));
         names.map(|name| {
             let why = self.trouble(name).or_else(|| self.slow_words(name));
+            // What is wrong may be what it dies of, so both are said.
+            let why = why.into_iter().chain(self.restless_words(name));
+            let why = why.reduce(|one, other| format!("{one}, and {other}"));
             let why = why.unwrap_or_else(|| {
                 let at = self.joining.trusted_at(name);
                 let wait = at.since(self.now).as_secs();

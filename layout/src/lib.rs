@@ -40,6 +40,7 @@ mod planner;
 mod policy;
 mod raft;
 mod reconfigure;
+mod restless;
 mod resuming;
 #[cfg(test)]
 mod samples;

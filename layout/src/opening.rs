@@ -94,7 +94,9 @@ impl LayoutCore {
             return self.gather(restarted);
         }
         let serving = unit.is_some_and(|unit| unit.serving == current.epoch);
-        if new && opening.opened.contains(&index) && !serving {
+        // Opening may be what it dies of.
+        let restless = new && self.is_left_out_as_restless(index);
+        if restless || new && opening.opened.contains(&index) && !serving {
             return self.gather(restarted);
         }
         if new {

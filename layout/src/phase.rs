@@ -31,6 +31,8 @@ pub(crate) enum Phase {
         cause: String,
         /// Since when.
         since: Time,
+        /// Since when the next epoch could be made by those who are there.
+        able: Option<Time>,
     },
     /// The intent is on its way to the store.
     Intend,

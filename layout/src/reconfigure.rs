@@ -13,6 +13,7 @@ use milonga_protocol::plants::{self, Plant};
 use milonga_protocol::{Incarnation, ServerName, Time, UnitIndex};
 
 use crate::core::LayoutCore;
+use crate::heard::Heard;
 use crate::history::StoreChange;
 use crate::phase::{AfterCommit, Collecting, Errand, Phase, Sealing};
 use crate::planner::{self, Observations};
@@ -22,6 +23,8 @@ use crate::tails::Tails;
 const QUIET: Duration = Duration::from_millis(50);
 /// What comes back together does: whoever is still absent is waited for so long.
 const TOGETHER: Duration = Duration::from_millis(300);
+/// Neither takes longer than this, whoever comes and goes, once there are enough for the next epoch.
+const TOGETHER_AT_MOST: Duration = Duration::from_secs(2);
 
 impl LayoutCore {
     // --------------------------------------------------------------------------------------------- gather
@@ -56,31 +59,44 @@ impl LayoutCore {
 
     /// When it has been quiet for long enough, if all else is there.
     pub(crate) fn begin_at(&self) -> Option<Time> {
-        let Phase::Gather { since, .. } = &self.phase else {
+        let Phase::Gather { since, able, .. } = &self.phase else {
             return None;
         };
         let (members, gone_at) = self.next_members()?;
         let complete = members.len() == self.members().len();
-        let back_at = self.heard.last_back().after(TOGETHER);
-        let back_at = if complete { gone_at } else { back_at };
+        let last = |time: fn(&Heard, &ServerName) -> Option<Time>| {
+            let times = self.awaited().filter_map(|name| time(&self.heard, name));
+            times.max().unwrap_or_default()
+        };
         let quiet = match self.plan.lease {
             // One process: nobody else can start together with it.
             Lease::DirectoryLock => Duration::ZERO,
             Lease::None | Lease::Renewed => QUIET,
         };
         let (_, chosen_at) = self.next_sequencer()?;
-        Some(
-            self.heard
-                .last_new()
-                .max(*since)
-                .after(quiet)
-                .max(chosen_at)
-                .max(gone_at)
-                .max(back_at),
-        )
+        let mut waits = last(Heard::since).max(*since).after(quiet);
+        if !complete {
+            waits = waits.max(last(Heard::back).after(TOGETHER));
+        }
+        let at_most = able.unwrap_or(self.now).after(TOGETHER_AT_MOST);
+        Some(waits.min(at_most).max(chosen_at).max(gone_at))
+    }
+
+    /// Whose coming is worth a moment of patience: the others may be about to come, too. Who takes no part in the next
+    /// epoch holds up nobody, nor does who starts again and again.
+    fn awaited(&self) -> impl Iterator<Item = &ServerName> {
+        let members = self.members().into_iter();
+        let members = members.map(|unit| self.unit_name(unit));
+        let names = members.chain(self.plan.sequencers());
+        names.filter(|name| !self.is_restless(name))
     }
 
     pub(crate) fn try_to_begin(&mut self) {
+        let is_able = self.next_members().is_some() && self.next_sequencer().is_some();
+        let now = self.now;
+        if let Phase::Gather { able, .. } = &mut self.phase {
+            *able = is_able.then(|| able.unwrap_or(now));
+        }
         if self.begin_at().is_some_and(|at| at <= self.now) {
             self.begin();
         }

@@ -95,11 +95,18 @@ impl LayoutCore {
         self.silence_ends(name, since.unwrap_or(self.started))
     }
 
-    /// Another process that can be the sequencer now; a slow one only if there is no better one.
-    pub(crate) fn other_sequencer(&self) -> Option<&ServerName> {
+    /// Other processes that can be the sequencer now.
+    fn other_sequencers(&self) -> impl Iterator<Item = &ServerName> {
         let others = self.plan.sequencers();
-        let others = others.filter(|name| **name != self.sequencer && self.can_sequence(name));
-        others.min_by_key(|name| self.is_slow(name))
+        others.filter(|name| **name != self.sequencer && self.can_sequence(name))
+    }
+
+    /// The best of them. One that is restless counts only when the present one is gone; a slow one is better than that.
+    pub(crate) fn other_sequencer(&self) -> Option<&ServerName> {
+        let needed = !self.can_sequence(&self.sequencer);
+        let others = self.other_sequencers();
+        let others = others.filter(|name| needed || !self.is_restless(name));
+        others.min_by_key(|name| (self.is_restless(name), self.is_slow(name)))
     }
 
     /// The sequencer of the next epoch, and from when on that is settled: the present one while it is there, and when it
@@ -107,9 +114,10 @@ impl LayoutCore {
     pub(crate) fn next_sequencer(&self) -> Option<(&ServerName, Time)> {
         let present = &self.sequencer;
         let other = self.other_sequencer();
-        let outrun = self.is_outrun();
-        if let Some(other) = other.filter(|_| outrun || !self.can_sequence(present)) {
-            let gone_at = if outrun || self.is_unresponsive(present) {
+        // Whoever is another one while the present one is there is calm.
+        let worse = self.is_outrun() || self.is_restless(present);
+        if let Some(other) = other.filter(|_| worse || !self.can_sequence(present)) {
+            let gone_at = if worse || self.is_unresponsive(present) {
                 self.now
             } else {
                 self.gone_at(present)
@@ -155,6 +163,8 @@ impl LayoutCore {
     /// When the unit `name` is taken for gone, if nothing more is heard of it.
     fn unit_gone_at(&self, name: &ServerName) -> Time {
         match self.heard.since(name) {
+            // Its next run would have us wait for as long again.
+            Some(since) if self.is_restless(name) && self.trouble(name).is_some() => since,
             // An old hello of another run may have been overtaken.
             Some(since) if self.trouble(name).is_some() => since.after(SILENT),
             _ => self.silent_unit_at(name),
@@ -192,12 +202,13 @@ impl LayoutCore {
         Some((members.difference(&gone).copied().collect(), gone_at))
     }
 
-    /// Those that are gone, and those that an operator wants to leave or that are slow, as far as their chains can do without
-    /// them now.
-    pub(crate) fn with_leavers(&self, mut gone: BTreeSet<UnitIndex>) -> BTreeSet<UnitIndex> {
+    /// Those that are gone, and those that start again and again, that an operator wants to leave or that are slow, as far as
+    /// their chains can do without them now.
+    pub(crate) fn with_leavers(&self, gone: BTreeSet<UnitIndex>) -> BTreeSet<UnitIndex> {
         let Some(layout) = self.history.current() else {
             return gone;
         };
+        let mut gone = self.with_restless(layout, gone);
         let wanted = self.history.policy().leavers(layout);
         for unit in wanted.into_iter().chain(self.slow_leavers()) {
             let mut more = gone.clone();
@@ -328,7 +339,7 @@ impl LayoutCore {
                 | Phase::Idle
                 | Phase::Resume
         );
-        if !at_work || self.other_sequencer().is_none() {
+        if !at_work || self.other_sequencers().next().is_none() {
             return None;
         }
         let waits = match &self.phase {

@@ -48,7 +48,21 @@ enum Event {
     Confirmed(u64, ConfirmId),
     /// The server's next heartbeat is due.
     Beat(ServerName),
+    Die(ServerName),
+    /// Its supervisor starts it again.
+    Start(ServerName),
 }
+
+/// What a server dies of, again and again.
+pub(super) struct Dies {
+    /// A request like this.
+    pub(super) of: fn(&Request) -> bool,
+    /// So many milliseconds after it has answered; `None`: instead.
+    pub(super) after: Option<u64>,
+}
+
+/// After so many milliseconds a server that died says hello again.
+const STARTED_AFTER: u64 = 300;
 
 pub(super) struct World {
     pub(super) now: Time,
@@ -65,6 +79,7 @@ pub(super) struct World {
     pub(super) down: Vec<ServerName>,
     /// Servers that say hello and do not answer.
     pub(super) deaf: Vec<ServerName>,
+    pub(super) dies: BTreeMap<ServerName, Dies>,
     /// Milliseconds that a message takes longer, to and from a server.
     pub(super) slow: BTreeMap<ServerName, u64>,
     /// One request or reply in so many is lost; 0 = none.
@@ -107,6 +122,7 @@ impl World {
             sequencers: [(SEQUENCER.into(), Sequencer::new(Incarnation(1)))].into(),
             down: Vec::new(),
             deaf: Vec::new(),
+            dies: BTreeMap::new(),
             slow: BTreeMap::new(),
             loss: 0,
             leads: true,
@@ -221,6 +237,19 @@ impl World {
         self.hello(name);
     }
 
+    /// Whether it dies of the request instead of serving it.
+    fn is_deadly(&mut self, name: &ServerName, request: &Request) -> bool {
+        match self.dies.get(name) {
+            Some(dies) if (dies.of)(request) => {
+                let after = dies.after;
+                let ms = after.unwrap_or_default();
+                self.push(ms * 1_000, Event::Die(name.clone()));
+                after.is_none()
+            }
+            _ => false,
+        }
+    }
+
     // ------------------------------------------------------------------------------------------- events
 
     fn push(&mut self, delay_us: u64, event: Event) {
@@ -298,9 +327,22 @@ impl World {
                     core.handle(now, CallId(0), LayoutRequest::Hello(hello));
                 }
             }
+            Event::Die(name) => {
+                if self.dies.contains_key(&name) && !self.down.contains(&name) {
+                    self.down.push(name.clone());
+                    self.push(STARTED_AFTER * 1_000, Event::Start(name));
+                }
+            }
+            Event::Start(name) => {
+                self.down.retain(|down| *down != name);
+                self.restart(&name);
+            }
             Event::Request(run, id, to, request, body) => {
                 if self.down.contains(&to) || self.deaf.contains(&to) {
                     return self.push(1_000_000, Event::Outcome(run, id, Err("down".into())));
+                }
+                if self.is_deadly(&to, &request) {
+                    return self.push(1_000, Event::Outcome(run, id, Err("died".into())));
                 }
                 let slow = self.slowness(&to);
                 let loss = self.loss;

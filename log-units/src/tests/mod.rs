@@ -2,6 +2,7 @@
 
 mod crashes;
 mod damage;
+mod every_bit;
 mod faults;
 mod fuzz;
 mod golden;

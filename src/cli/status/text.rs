@@ -72,7 +72,7 @@ impl Status {
         for (label, names, why) in self.troubles() {
             line(label, &format!("{}: {why}", names.join(", ")));
         }
-        for fact in ["slow", "lost", "damaged below", "broken"] {
+        for fact in ["slow", "restless", "lost", "damaged below", "broken"] {
             if let Some(said) = layout_fact(&self.servers, fact) {
                 let (label, rest) = fact.split_once(' ').unwrap_or((fact, ""));
                 line(label, format!("{rest} {said}").trim_start());

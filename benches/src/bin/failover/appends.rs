@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use milonga::{Milonga, NewEntry};
+use tokio::task::JoinSet;
 
 use crate::AnyError;
 
@@ -62,4 +63,25 @@ impl Appends {
         }
         Ok(())
     }
+}
+
+/// Appends all of these, many at once.
+pub(crate) async fn fill(
+    milonga: &Milonga,
+    entries: impl Iterator<Item = NewEntry>,
+) -> Result<(), AnyError> {
+    let (log, mut under_way) = (milonga.log(), JoinSet::new());
+    for entry in entries {
+        if under_way.len() >= 256
+            && let Some(done) = under_way.join_next().await
+        {
+            done??;
+        }
+        let log = Arc::clone(&log);
+        under_way.spawn(async move { log.append(entry).await });
+    }
+    while let Some(done) = under_way.join_next().await {
+        done??;
+    }
+    Ok(())
 }

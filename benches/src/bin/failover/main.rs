@@ -11,16 +11,15 @@ mod cluster;
 mod planned;
 
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use appends::Appends;
+use appends::{Appends, fill};
 use bytes::Bytes;
 use clap::Parser as _;
 use cluster::{Cluster, wait};
+use milonga::NewEntry;
 use milonga::cli;
-use milonga::{Milonga, NewEntry};
 use milonga_benches::report::{Better, Figure, ReportArgs};
 use milonga_protocol::{Layout, UnitIndex};
 
@@ -78,12 +77,16 @@ async fn measure(arguments: &Arguments) -> Result<Vec<Figure>, AnyError> {
         figures.push(worst("unit_killed_is_back", back, long));
     }
     if report.wants("sequencer_moved") {
-        let (pauses, _) = planned::moves(times, 2).await?;
+        let (pauses, _) = planned::moves(times, 2, 0).await?;
         figures.push(worst("sequencer_moved", pauses, long).target(50.0));
     }
     if report.wants("seal_8_units") {
-        let (_, seals) = planned::moves(times, 4).await?;
+        let (_, seals) = planned::moves(times, 4, 0).await?;
         figures.push(worst("seal_8_units", seals, long).target(20.0));
+    }
+    if report.wants("million_streams") {
+        let (pauses, _) = planned::moves(times / 2, 2, 1_000_000).await?;
+        figures.push(worst("million_streams", pauses, long).target(1_000.0));
     }
     if report.wants("chain_added") {
         let pauses = planned::growth(times).await?;
@@ -159,7 +162,9 @@ async fn copying() -> Result<Vec<Figure>, AnyError> {
     let mut cluster = Cluster::start(2, 1)?;
     let milonga = cluster.connect().await?;
     cluster.whole(&milonga).await?;
-    fill(&milonga).await?;
+    let payload = Bytes::from(vec![0xCD; COPIED_BYTES]);
+    let entry = |_| NewEntry::new(Vec::new(), payload.clone());
+    fill(&milonga, (0..COPIED_ENTRIES).map(entry)).await?;
     let appends = Appends::start(&milonga, 128);
     let rate = async |time: Duration| {
         let before = appends.done.load(Ordering::Relaxed);
@@ -185,23 +190,4 @@ async fn copying() -> Result<Vec<Figure>, AnyError> {
         Figure::new("copy", "MB/s", Better::Higher, vec![megabytes / seconds]).target(100.0),
         Figure::new("copy_appends_beside", "%", Better::Higher, share).target(70.0),
     ])
-}
-
-/// Entries of 4 KiB, half of them on each chain.
-async fn fill(milonga: &Milonga) -> Result<(), AnyError> {
-    let (log, next) = (milonga.log(), Arc::new(AtomicU64::new(0)));
-    let tasks = (0..256).map(|_| {
-        let (log, next) = (Arc::clone(&log), Arc::clone(&next));
-        tokio::spawn(async move {
-            while next.fetch_add(1, Ordering::Relaxed) < COPIED_ENTRIES {
-                let payload = Bytes::from(vec![0xCD; COPIED_BYTES]);
-                log.append(NewEntry::new(Vec::new(), payload)).await?;
-            }
-            Ok::<(), AnyError>(())
-        })
-    });
-    for task in tasks.collect::<Vec<_>>() {
-        task.await??;
-    }
-    Ok(())
 }

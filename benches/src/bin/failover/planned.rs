@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use crate::appends::Appends;
+use bytes::Bytes;
+use milonga::{NewEntry, StreamId};
+
+use crate::appends::{Appends, fill};
 use crate::cluster::{Cluster, wait};
 use crate::{AnyError, millis};
 
@@ -10,16 +13,28 @@ use crate::{AnyError, millis};
 const REST: Duration = Duration::from_secs(1);
 /// As many chains as the spares of one cluster make.
 const ADDED: usize = 4;
+const STREAMS_PER_ENTRY: usize = 64;
 /// For so long the layout has no majority.
 const LOST_FOR: Duration = Duration::from_secs(60);
 
-/// Moves the sequencer, so many times, in a cluster of so many chains: the longest pauses of appends, and how long it took
-/// to seal all units and to collect the tails of their streams.
-pub(crate) async fn moves(times: usize, chains: usize) -> Result<(Vec<f64>, Vec<f64>), AnyError> {
+/// Moves the sequencer, so many times, in a cluster of so many chains with so many streams: the longest pauses of appends,
+/// and how long it took to seal all units and to collect the tails of their streams.
+pub(crate) async fn moves(
+    times: usize,
+    chains: usize,
+    streams: u64,
+) -> Result<(Vec<f64>, Vec<f64>), AnyError> {
     let cluster = Cluster::start(chains, 1)?;
     let milonga = cluster.connect().await?;
-    let appends = Appends::start(&milonga, 128);
     cluster.whole(&milonga).await?;
+    let ids: Vec<_> = (1..=streams).map(StreamId).collect();
+    let entries = ids.chunks(STREAMS_PER_ENTRY);
+    fill(
+        &milonga,
+        entries.map(|ids| NewEntry::new(ids.to_vec(), Bytes::new())),
+    )
+    .await?;
+    let appends = Appends::start(&milonga, 128);
     tokio::time::sleep(2 * REST).await;
     let (mut pauses, mut seals) = (Vec::new(), Vec::new());
     for round in 0..times {
