@@ -368,7 +368,9 @@ impl World {
                 self.core().stored(now, id, Ok(()));
             }
             Event::Confirmed(run, id) if run == self.core_run => {
-                let known = self.elsewhere.unwrap_or(self.store.history().epoch());
+                let known = self
+                    .elsewhere
+                    .unwrap_or_else(|| self.store.history().epoch());
                 let leads_at = self.leads.then_some(known);
                 self.core().confirmed(now, id, leads_at);
             }
