@@ -53,12 +53,13 @@ fuzz TARGET SECONDS='60' *ARGS:
     RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir fuzz/libfuzzer --target-dir target/fuzz {{TARGET}} target/fuzz/corpus/{{TARGET}} -- -max_total_time={{SECONDS}} -rss_limit_mb=3000 -timeout=20 {{ARGS}}
 
 # What takes hours: worlds that CI has not seen, the whole bank of plants, 200 rounds of torture, 50 power cuts of all units
-# (as root), property tests with many more cases
+# (as root), every bit of a segment flipped, property tests with many more cases
 long FROM='100000':
     cargo run --release -p milonga-tests --bin world -- --from {{FROM}} --seeds 5000
     cargo run --release -p milonga-tests --bin world -- --plants --seeds 1000
     cargo run --release -p milonga-tests --bin torture -- --rounds 200
     cargo run --release -p milonga-tests --bin torture -- --rounds 0 --power-cuts 50
+    cargo test --release -p milonga-log-units --lib -- --ignored --nocapture every_bit
     PROPTEST_CASES=20000 cargo test --workspace --release
 
 # Everything that has to be green, or some parts: `just ci fmt clippy`
