@@ -68,6 +68,8 @@ pub(crate) struct Copying {
     progress_at: Time,
     entries: u64,
     bytes: u64,
+    /// Everything below was given once, as far as this pass and those before got.
+    given: Position,
 }
 
 /// A request under way.
@@ -104,7 +106,20 @@ impl Copying {
             progress_at: now,
             entries: 0,
             bytes: 0,
+            given: Position::ZERO,
         }
+    }
+
+    /// Below which nothing waits to be given any more.
+    fn below(&self) -> Position {
+        let under_way = self.steps.values().filter_map(|step| match step {
+            Step::Read(batch) => batch.positions.first().copied(),
+            Step::Write(items, _) => items.first().map(|(position, _)| *position),
+            Step::Trim(_) | Step::Ask => None,
+        });
+        let waiting = self.waiting.iter();
+        let waiting = waiting.filter_map(|batch| batch.positions.first().copied());
+        under_way.chain(waiting).fold(self.from, Position::min)
     }
 
     /// What can be begun now.
@@ -136,6 +151,7 @@ impl Copying {
 
     /// Begins another pass. Answers to what is under way are ignored.
     fn begin_again(&mut self) {
+        self.given = self.given.max(self.below());
         self.from = Position::ZERO;
         self.asking = false;
         self.lacked = 0;
@@ -494,7 +510,7 @@ impl LayoutCore {
             unit: self.unit_name(copying.target).clone(),
             entries: copying.entries,
             bytes: copying.bytes,
-            below: copying.from.min(end),
+            below: copying.given.max(copying.below()).min(end),
             end,
         };
         all.map(report).collect()
@@ -504,8 +520,9 @@ impl LayoutCore {
         let name = self.unit_name(copying.target);
         let (entries, mb) = (copying.entries, copying.bytes / 1_000_000);
         let mut words = format!("{name} has got {entries} entries ({mb} MB)");
-        if copying.from < Position::MAX {
-            words.push_str(&format!(", complete below {}", copying.from));
+        let below = copying.below();
+        if below < Position::MAX {
+            words.push_str(&format!(", complete below {below}"));
         }
         if let Some(position) = copying.nowhere.or(copying.nowhere_before) {
             words.push_str(&format!(
@@ -513,5 +530,33 @@ impl LayoutCore {
             ));
         }
         words
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_far_it_is_does_not_run_ahead_and_never_falls() {
+        let batch = |position| Batch {
+            positions: vec![Position(position), Position(position + 2)],
+            tried: 0,
+        };
+        let mut copying = Copying::new(UnitIndex(0), Position::ZERO, Time::default());
+        copying.from = Position(100);
+        copying.waiting.push_back(batch(40));
+        copying.steps.insert(StepId(1), Step::Ask);
+        copying.steps.insert(StepId(2), Step::Read(batch(20)));
+        assert_eq!(copying.below(), Position(20));
+        copying.steps.clear();
+        assert_eq!(copying.below(), Position(40));
+        copying.waiting.clear();
+        assert_eq!(copying.below(), Position(100));
+        copying.begin_again();
+        assert_eq!(
+            (copying.below(), copying.given),
+            (Position(0), Position(100))
+        );
     }
 }

@@ -38,7 +38,7 @@ pub use config::{
 pub use embedded::{EmbeddedNode, EmbeddedOptions};
 pub use error::NodeError;
 pub use layout::{LayoutPlan, NEW_LAYOUT};
-pub use lock::{DirectoryError, DirectoryLock};
+pub use lock::{DirectoryError, DirectoryLock, LOCK_FILE};
 pub use look::{LookError, UnitDirectory};
 pub use machine::{DiskCompletion, Guard, Machine, OpenDisk, OpenLayout};
 pub use milonga_log_units::{

@@ -79,7 +79,7 @@ pub enum FrameError {
     Magic(u32),
     /// Another version.
     #[error(
-        "the peer speaks wire version {0}, this build speaks {WIRE_VERSION}; run the same version everywhere"
+        "a frame of wire version {0} where version {WIRE_VERSION} is spoken; run the same version everywhere"
     )]
     Version(u8),
     /// An unknown kind of frame.

@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use milonga_node::{
-    DirectoryLock, EmbeddedNode, LayoutSettings, NEW_LAYOUT, ProcessConfig, SequencerSettings,
-    ServerAddress, TlsPaths, UnitSettings,
+    DirectoryLock, EmbeddedNode, LOCK_FILE, LayoutSettings, NEW_LAYOUT, ProcessConfig,
+    SequencerSettings, ServerAddress, TlsPaths, UnitSettings,
 };
 use milonga_protocol::ServerName;
 use milonga_transport::{Role, certs};
@@ -191,6 +191,12 @@ pub(super) fn prepare(
     let dir = dir.canonicalize()?;
     let shape = &decide(&dir, shape, existing)?;
     let names = shape.names();
+    if let Some(other) = foreign(&dir, &names)? {
+        return Err(Failure::failed(format!(
+            "{} holds other files, such as {other}; name a folder for the cluster alone",
+            dir.display()
+        )));
+    }
     let file = |name: &str| dir.join(format!("{name}.toml"));
     let files: Vec<_> = names
         .iter()
@@ -229,6 +235,25 @@ pub(super) fn prepare(
         certs,
         lock,
     })
+}
+
+/// A file that is nothing of a cluster of these processes: somebody else's would be mixed with it.
+fn foreign(dir: &Path, names: &[&str]) -> Result<Option<String>, Failure> {
+    if Shape::found(dir)?.is_some() {
+        return Ok(None);
+    }
+    let ours = |name: &str| {
+        let bare = name.strip_suffix(".toml").unwrap_or(name);
+        names.contains(&bare) || [CLIENT, "certs", "lost+found"].contains(&bare)
+    };
+    for entry in std::fs::read_dir(dir)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        // Hidden ones are notes of tools.
+        if !ours(&name) && name != LOCK_FILE && !name.starts_with('.') {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
 }
 
 /// The shape of the cluster that is there, which must be as wanted, unless it may be replaced because it has no history.

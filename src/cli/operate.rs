@@ -148,14 +148,14 @@ async fn change_cluster(
     loop {
         match asking.change(&change, how.dry_run, until).await {
             Ok(report) => {
-                bar.show(&report.copying);
-                if report.stage != ChangeStage::UnderWay {
+                if how.dry_run || report.stage != ChangeStage::UnderWay {
                     bar.clear();
                     let plan = plan.as_ref().unwrap_or(&report);
-                    return output::result(json, &text::value(&report, plan), |_| {
-                        text::describe(&report, plan)
+                    return output::result(json, &text::value(&report, plan, how.dry_run), |_| {
+                        text::describe(&report, plan, how.dry_run)
                     });
                 }
+                bar.show(&report.copying);
                 plan.get_or_insert_with(|| report.clone());
                 last = Some(report);
             }
@@ -196,10 +196,7 @@ impl CopyBar {
     fn new() -> Self {
         let style = "{msg} {bar:40} {pos} of {len}, {eta} left";
         let style = ProgressStyle::with_template(style);
-        let bar = ProgressBar::new(0);
-        if !std::io::stdout().is_terminal() {
-            bar.set_draw_target(ProgressDrawTarget::hidden());
-        }
+        let bar = ProgressBar::hidden();
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         Self(bar)
     }
@@ -208,6 +205,9 @@ impl CopyBar {
         let Some(copy) = copying.first() else {
             return;
         };
+        if self.0.is_hidden() && std::io::stdout().is_terminal() {
+            self.0.set_draw_target(ProgressDrawTarget::stderr());
+        }
         let bytes = HumanBytes(copy.bytes);
         self.0.set_length(copy.end.0);
         self.0.set_position(copy.below.0);

@@ -259,6 +259,24 @@ impl Server {
         self.fact("layout", "leads") == Some("yes")
     }
 
+    /// Whether it keeps the layout's history together with its leader.
+    fn takes_part(&self) -> bool {
+        self.up && (self.leads() || self.fact("layout", "follows").is_some())
+    }
+
+    /// Finds out whether it is a member of the layout that nobody counts on: another member leads.
+    fn compare_with_leader(&mut self) {
+        if self.up
+            && self.problem.is_none()
+            && !self.takes_part()
+            && let Some(state) = self.fact("layout", "state")
+        {
+            self.problem = Some(format!(
+                "takes no part in the layout ({state}); its log says why: another cluster's directory, or no way to the others"
+            ));
+        }
+    }
+
     fn fact(&self, role: &str, fact: &str) -> Option<&str> {
         self.roles.get(role)?.get(fact).map(String::as_str)
     }
@@ -304,6 +322,9 @@ impl Status {
             for server in &mut servers {
                 server.compare(layout);
             }
+        }
+        if servers.iter().any(Server::leads) {
+            servers.iter_mut().for_each(Server::compare_with_leader);
         }
         servers.sort_by_cached_key(|server| (server.rank(), server.name.clone()));
         let fact = |fact: &str| layout_fact(&servers, fact).map(str::to_owned);

@@ -128,6 +128,25 @@ impl Cluster {
     }
 }
 
+impl Cluster {
+    /// The same with certificates of another authority.
+    async fn refused_with_other_certificates(&self, arguments: &[&str]) -> String {
+        let other = self.dir.join("other");
+        certs::make_ca(&other).expect("an authority");
+        let client = ServerName::new("client");
+        certs::make_leaf(&other, &client, Role::Client).expect("a certificate");
+        let file = self.dir.join("client.toml");
+        let own = std::fs::read_to_string(&file).expect("readable");
+        let certs = self.dir.join("certs").display().to_string();
+        let text = own.replace(&certs, &other.display().to_string());
+        assert_ne!(text, own);
+        std::fs::write(&file, text).expect("writable");
+        let why = self.refused(arguments).await;
+        std::fs::write(&file, own).expect("writable");
+        why
+    }
+}
+
 impl Drop for Cluster {
     fn drop(&mut self) {
         for child in self.running.values_mut() {
@@ -269,6 +288,11 @@ async fn a_cluster_grows_and_is_cared_for_under_load() {
     assert!(why.contains("would keep fewer"), "{why}");
     let why = cluster.refused(&["add-unit", "unit-9"]).await;
     assert!(why.contains("has not said hello"), "{why}");
+
+    // Whoever is turned away need not wait until it is too late.
+    let why = cluster.refused_with_other_certificates(&["add-unit", "unit-9"]);
+    let why = why.await;
+    assert!(why.contains("certificate"), "{why}");
 
     // Its configuration is as it was.
     cluster.kill("layout-1");

@@ -84,13 +84,16 @@ impl Asking {
     /// The first answer that is one.
     async fn ask(&self, request: LayoutRequest, until: Time) -> Result<LayoutResponse, Unanswered> {
         let message = Request::Layout(request).into_message(Bytes::new());
-        let mut said = Vec::new();
+        let (mut said, mut in_vain) = (Vec::new(), true);
         for server in &self.servers {
             let deadline = until.min(self.now().after(PATIENCE));
             let network = Arc::clone(&self.network);
             let answer = match network.call(server, message.clone(), deadline).await {
                 Ok(answer) => Response::decode(&answer).map_err(|e| e.to_string()),
-                Err(error) => Err(error.to_string()),
+                Err(error) => {
+                    in_vain &= !error.is_retryable();
+                    Err(error.to_string())
+                }
             };
             match answer {
                 Ok(Response::Layout(answer)) => return Ok(answer),
@@ -99,12 +102,20 @@ impl Asking {
                     | Refusal::NotAllowed { .. }
                     | Refusal::Malformed { .. }),
                 )) => return Err(Unanswered::Declined(refusal.to_string())),
-                Ok(Response::Refused(refusal)) => said.push(format!("{}: {refusal}", server.name)),
+                Ok(Response::Refused(refusal)) => {
+                    in_vain = false;
+                    said.push(format!("{}: {refusal}", server.name));
+                }
                 Ok(other) => said.push(format!("{}: unexpected answer {other:?}", server.name)),
                 Err(why) => said.push(why),
             }
         }
-        Err(Unanswered::Later(said.join("; ")))
+        let said = said.join("; ");
+        Err(if in_vain {
+            Unanswered::Declined(said)
+        } else {
+            Unanswered::Later(said)
+        })
     }
 }
 

@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 /// Epochs that are shown at once.
 const SHOWN: usize = 50;
 
-/// What `--json` prints: how it is now, and what `plan` said had to be done.
-pub(super) fn value(report: &ChangeReport, plan: &ChangeReport) -> Value {
+/// What `--json` prints: how it is now, and what `plan` said had to be done. A dry run shows what was begun before as it is.
+pub(super) fn value(report: &ChangeReport, plan: &ChangeReport, dry_run: bool) -> Value {
     json!({
         "done": report.stage == ChangeStage::Done,
-        "dry_run": report.stage == ChangeStage::Planned,
+        "dry_run": dry_run,
         "epoch": report.epoch.0,
         "steps": plan.steps,
         "joins": plan.joins.iter().map(ServerName::as_str).collect::<Vec<_>>(),
@@ -25,12 +25,14 @@ pub(super) fn value(report: &ChangeReport, plan: &ChangeReport) -> Value {
     })
 }
 
-pub(super) fn describe(report: &ChangeReport, plan: &ChangeReport) -> String {
+pub(super) fn describe(report: &ChangeReport, plan: &ChangeReport, dry_run: bool) -> String {
     let mut text = String::new();
-    let planned = report.stage == ChangeStage::Planned;
-    if planned {
-        text.push_str("this would be done (nothing was changed):\n");
-    }
+    text.push_str(match report.stage {
+        ChangeStage::Planned => "this would be done (nothing was changed):\n",
+        ChangeStage::UnderWay => "this is under way already, by an earlier command:\n",
+        ChangeStage::Done if dry_run => "nothing is to be done:\n",
+        ChangeStage::Done => "",
+    });
     for step in &plan.steps {
         let _ = writeln!(text, "  {step}");
     }
@@ -39,7 +41,7 @@ pub(super) fn describe(report: &ChangeReport, plan: &ChangeReport) -> String {
         let names: Vec<_> = chain.iter().map(ServerName::as_str).collect();
         let _ = writeln!(text, "chain {number}: {}", names.join(" "));
     }
-    if !planned {
+    if !dry_run {
         let _ = writeln!(text, "ok: done, epoch {}", report.epoch);
     }
     text

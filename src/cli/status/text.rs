@@ -90,7 +90,8 @@ impl Status {
                 .iter()
                 .filter(|s| s.roles().contains(&"layout"))
         };
-        let (all, up) = (members().count(), members().filter(|s| s.up).count());
+        let counts = |s: &&Server| s.up && (self.leader.is_none() || s.takes_part());
+        let (all, up) = (members().count(), members().filter(counts).count());
         if all < 2 {
             return None;
         }

@@ -41,6 +41,8 @@ pub(super) struct Link {
     state: Mutex<State>,
     /// How often lately the peer was taken for silent and was only slow.
     slow: AtomicU32,
+    /// Why the last attempt failed: what to say to whom the next one takes too long.
+    refused: Mutex<Option<CallError>>,
 }
 
 enum State {
@@ -62,6 +64,7 @@ impl Link {
                 not_before: Time::default(),
             }),
             slow: AtomicU32::new(0),
+            refused: Mutex::new(None),
         })
     }
 
@@ -100,7 +103,9 @@ impl Link {
         let outcome = tokio::select! {
             biased;
             outcome = outcome.wait_for(Option::is_some) => outcome.ok().and_then(|o| o.clone()),
-            () = dialler.env.sleep_until(deadline) => Some(Err(self.silent())),
+            () = dialler.env.sleep_until(deadline) => {
+                Some(Err(lock(&self.refused).clone().unwrap_or_else(|| self.silent())))
+            }
         };
         outcome.unwrap_or_else(|| Err(self.unreachable("the runtime is shutting down")))
     }
@@ -158,6 +163,11 @@ impl Link {
                 let link = Arc::downgrade(&link);
                 Wire::start(opened, env, &dialler.identity, &dialler.bounds, link)
             });
+            *lock(&link.refused) = outcome
+                .as_ref()
+                .err()
+                .filter(|e| !e.is_retryable())
+                .cloned();
             *lock(&link.state) = match &outcome {
                 Ok(wire) => State::Up(wire.clone()),
                 Err(error) => {
