@@ -424,7 +424,7 @@ mod tests {
             done.iter().map(|(id, _)| id.0).collect::<Vec<_>>()
         };
         assert_eq!(finish(2), [2], "not the one that takes longer");
-        assert_eq!(finish(3), [], "it reads what is not there yet");
+        assert!(finish(3).is_empty(), "it reads what is not there yet");
         assert_eq!(finish(1), [1, 3]);
     }
 }
