@@ -149,8 +149,8 @@ fn what_a_running_dev_has_written_stays_as_it_is() {
 #[test]
 fn a_cluster_is_not_mixed_with_other_files() {
     let (_folder, dir) = folder();
-    std::fs::create_dir_all(&dir).expect("made");
-    std::fs::write(Path::new(&dir).join("superblock"), "a unit's").expect("written");
+    fs::create_dir_all(&dir).expect("made");
+    fs::write(Path::new(&dir).join("superblock"), "a unit's").expect("written");
     for options in [&[][..], &["--force"], &["--keep"]] {
         let init = [&["init", "--out", &dir], options].concat();
         fails(&init, 1, "holds other files, such as superblock");

@@ -399,6 +399,8 @@ impl Machine for WorldMachine {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     #[test]
@@ -410,12 +412,13 @@ mod tests {
             name: name.into(),
             size: 512,
         };
-        let read = DiskOp::ReadAt {
+        let write = DiskOp::WriteAt {
             name: "slow".into(),
             offset: 0,
-            len: 1,
+            data: vec![Bytes::from_static(b"late")],
+            sync: true,
         };
-        for (id, op) in [(1, create("slow")), (2, create("fast")), (3, read)] {
+        for (id, op) in [(1, create("slow")), (2, create("fast")), (3, write)] {
             state.sim.submit(OpId(id), op);
         }
         let mut finish = |id| {
@@ -424,7 +427,7 @@ mod tests {
             done.iter().map(|(id, _)| id.0).collect::<Vec<_>>()
         };
         assert_eq!(finish(2), [2], "not the one that takes longer");
-        assert!(finish(3).is_empty(), "it reads what is not there yet");
+        assert!(finish(3).is_empty(), "the file is not there yet");
         assert_eq!(finish(1), [1, 3]);
     }
 }
