@@ -21,7 +21,7 @@ pub(crate) struct Args {
     /// Worker processes, and one producer, on a cluster of server processes that this one starts.
     #[arg(long, value_name = "N", conflicts_with = "workers", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) processes: Option<u32>,
-    /// Kill one worker and one producer midway, and start others.
+    /// Kill one worker, one producer, one log unit and the sequencer midway; others take over.
     #[arg(long, requires = "processes")]
     pub(crate) kill: bool,
     /// Print one JSON value instead of tables.

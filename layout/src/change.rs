@@ -10,7 +10,7 @@ use std::time::Duration;
 use milonga_protocol::change::{ChangeReport, ChangeStage, ClusterChange};
 use milonga_protocol::limits::UNITS_PER_NEW_CHAIN;
 use milonga_protocol::messages::{CallId, Hello, LayoutResponse, Refusal, UnitHello};
-use milonga_protocol::{Layout, ServerName, Time, UnitIndex};
+use milonga_protocol::{ClusterId, Layout, ServerName, Time, UnitIndex};
 
 use crate::algebra;
 use crate::core::LayoutCore;
@@ -22,8 +22,10 @@ use crate::policy::{self, Added, MOST_CHAINS, MOST_UNITS, Policy};
 const MOST_STRANGERS: usize = 64;
 /// One that has not said hello for so long is forgotten.
 const STRANGERS_FOR: Duration = Duration::from_secs(3);
+/// What to do about a directory that was used.
+const EMPTY_ONE: &str = "start it with an empty one (`data` in its configuration)";
 
-/// Units that said hello and belong to nothing yet: an operator may add them.
+/// Who said hello and belongs to nothing, or not any more: an operator may add those that are units.
 #[derive(Debug, Default)]
 pub(crate) struct Strangers(BTreeMap<ServerName, (Time, Hello)>);
 
@@ -156,19 +158,32 @@ impl LayoutCore {
 
     // ---------------------------------------------------------------------------------------------- units
 
+    /// What was heard lately under that name, whether or not it belongs to something.
+    fn heard_of(&self, name: &ServerName) -> Option<&Hello> {
+        let stranger = self.strangers.last(self.now, name);
+        stranger.or_else(|| self.heard.fresh(self.now, name))
+    }
+
+    /// Units that run, though an operator removed them.
+    pub(crate) fn removed_and_running(&self) -> impl Iterator<Item = &ServerName> {
+        let retired = self.history.policy().retired.keys();
+        retired.filter(|name| {
+            let hello = self.heard_of(name);
+            self.was_removed(name) && hello.is_some_and(|hello| hello.unit.is_some())
+        })
+    }
+
     /// What a unit that is no member says of itself, if an operator may give it a place: it was heard lately, and its
     /// directory is its own or empty.
     fn newcomer(&self, name: &ServerName) -> Result<UnitHello, String> {
-        let stranger = self.strangers.last(self.now, name);
-        let hello = stranger.or_else(|| self.heard.fresh(self.now, name));
-        let Some(hello) = hello else {
+        let Some(hello) = self.heard_of(name) else {
             return Err(format!(
-                "{name} has not said hello lately; start it with an empty directory and this layout server under layout_servers"
+                "{name} has not said hello lately; start it with an empty directory and this layout server under layout_servers. If it runs, its log says why it is not heard: a directory of another cluster is refused"
             ));
         };
         let Some(unit) = hello.unit else {
             return Err(format!(
-                "{name} has no log unit; give its configuration one"
+                "{name} runs, but is no log unit; name a process whose configuration has a [unit]"
             ));
         };
         if unit.poisoned {
@@ -178,20 +193,23 @@ impl LayoutCore {
         if self.is_free(name, &unit) {
             return Ok(unit);
         }
-        let foreign = unit.cluster.is_some() && unit.cluster != self.history.cluster();
-        if !unit.empty || foreign {
-            return Err(format!(
-                "{name} comes with a directory that is in use; start it with an empty one"
-            ));
-        }
-        let others = self.history.current().into_iter().flat_map(|l| &l.units);
-        let mut others = others.filter(|other| other.name != *name);
-        match others.find(|other| other.id == unit.id) {
-            Some(other) => Err(format!(
-                "{name} came with the directory of {}; start it with an empty one",
-                other.name
-            )),
+        match self.used_directory(name, &unit) {
+            Some(used) => Err(format!("{name} comes with {used}; {EMPTY_ONE}")),
             None => Ok(unit),
+        }
+    }
+
+    /// The directory that the unit comes with, in words; `None` if it is as good as new.
+    fn used_directory(&self, name: &ServerName, unit: &UnitHello) -> Option<String> {
+        let foreign = |cluster: &ClusterId| Some(*cluster) != self.history.cluster();
+        if let Some(cluster) = unit.cluster.filter(foreign) {
+            return Some(format!("a directory of another cluster ({cluster})"));
+        }
+        let mut listed = self.history.current().into_iter().flat_map(|l| &l.units);
+        match listed.find(|listed| listed.id == unit.id) {
+            Some(other) if other.name != *name => Some(format!("the directory of {}", other.name)),
+            Some(_) if !unit.empty => Some("its old directory, which is not empty".to_owned()),
+            _ => (!unit.empty).then(|| format!("a directory that is not empty (unit {})", unit.id)),
         }
     }
 
@@ -346,9 +364,7 @@ impl LayoutCore {
             ));
         }
         let Some(chain) = policy::active_chain(layout, old) else {
-            return Err(format!(
-                "{old} is in no chain; `milonga cluster add-unit {new} --chain N` gives a chain what it lacks, `milonga cluster remove-unit {old}` keeps {old} out"
-            ));
+            return Err(self.has_no_place(layout, old, new));
         };
         if let Some(at) = policy::active_chain(layout, new) {
             return Err(format!("{new} is in chain {} already", u32::from(at) + 1));
@@ -364,6 +380,28 @@ impl LayoutCore {
         policy.added.remove(old);
         policy.retired.insert(old.clone(), Some(new.clone()));
         self.with_added(policy, new, Some(chain))
+    }
+
+    /// Why `new` cannot be given the place of `old`, which is in no chain, and what to do instead.
+    fn has_no_place(&self, layout: &Layout, old: &ServerName, new: &ServerName) -> String {
+        if !self.knows_unit(old) {
+            return format!("{old} is not a unit of this cluster");
+        }
+        let mut lacking = algebra::vacancies(layout).map(|(chain, _)| chain);
+        let Some(home) = self.home(old).or_else(|| lacking.next()) else {
+            return format!(
+                "{old} is in no chain, it is a spare; `milonga cluster add-unit {new}` adds another one, `milonga cluster remove-unit {old}` keeps {old} out"
+            );
+        };
+        let chain = u32::from(home) + 1;
+        if vacant(layout, home) {
+            return format!(
+                "{old} is in no chain now; `milonga cluster add-unit {new} --chain {chain}` gives chain {chain} what it lacks, then `milonga cluster remove-unit {old}` keeps {old} out"
+            );
+        }
+        format!(
+            "{old} is in no chain now, and chain {chain}, where it belongs, lacks nothing; `milonga cluster remove-unit {old}` keeps {old} out"
+        )
     }
 
     // --------------------------------------------------------------------------------------------- chains
@@ -410,7 +448,7 @@ impl LayoutCore {
             let unit = self.newcomer(name)?;
             if !unit.empty {
                 return Err(format!(
-                    "{name} comes with a directory that is in use; start it with an empty one"
+                    "{name} comes with its old directory, which is not empty; {EMPTY_ONE}"
                 ));
             }
             policy.retired.remove(name);
@@ -434,8 +472,13 @@ impl LayoutCore {
             chains: names(layout),
             copying: self.copies(),
         };
-        if stage != ChangeStage::Done {
-            self.foresee(layout, change, &mut report);
+        match change {
+            _ if stage != ChangeStage::Done => self.foresee(layout, change, &mut report),
+            // Else it would look as if nothing had come of the chain that was named.
+            ClusterChange::AddUnit { name, chain } if self.member(name).is_none() => {
+                report.steps.push(self.may_join(layout, name, *chain));
+            }
+            _ => {}
         }
         report
     }
@@ -457,10 +500,7 @@ impl LayoutCore {
                     None if self.member(name).is_some() => {
                         report.steps.push(format!("{name} keeps its place"));
                     }
-                    None => {
-                        let step = "is from now on a unit that may take a place in a chain";
-                        report.steps.push(format!("{name} {step}"));
-                    }
+                    None => report.steps.push(self.may_join(layout, name, *chain)),
                 }
             }
             ClusterChange::RemoveUnit { name } => self.foresee_leave(name, report),
@@ -484,6 +524,23 @@ impl LayoutCore {
                 report.chains.push(units.clone());
             }
         }
+    }
+
+    /// When a unit that may take a place, and is not promised one, takes one.
+    fn may_join(&self, layout: &Layout, name: &ServerName, chain: Option<u16>) -> String {
+        let later = self.plan.spare_after.as_secs();
+        let Some(home) = chain.or_else(|| self.home(name)) else {
+            return format!(
+                "{name} is a spare: it takes a place that has been free in some chain for {later} s"
+            );
+        };
+        let chain = u32::from(home) + 1;
+        if vacant(layout, home) {
+            return format!("{name} may take a place in chain {chain}, which lacks a replica");
+        }
+        format!(
+            "chain {chain} lacks nothing now; {name} is a spare: it takes a place in chain {chain} as soon as one is free, and one in another chain that has been free for {later} s"
+        )
     }
 
     fn foresee_leave(&self, name: &ServerName, report: &mut ChangeReport) {
@@ -510,12 +567,12 @@ fn decide(policy: Policy) -> Judged {
 }
 
 fn foresee_join(layout: &Layout, name: &ServerName, chain: u16, report: &mut ChangeReport) {
-    let (next, start, number) = (layout.epoch.next(), layout.start, u32::from(chain) + 1);
+    let (next, number) = (layout.epoch.next(), u32::from(chain) + 1);
     report.steps.push(format!(
         "{name} joins chain {number} with epoch {next} and takes what is appended from then on"
     ));
     report.steps.push(format!(
-        "{name} is given what chain {number} holds below {start}, and is a replica of that, too"
+        "{name} is given what chain {number} holds below the position where epoch {next} begins, and is a replica of that, too"
     ));
     report.joins.push(name.clone());
     if let Some(chain) = report.chains.get_mut(usize::from(chain)) {

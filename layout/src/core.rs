@@ -188,6 +188,10 @@ impl LayoutCore {
                     self.strangers.hear(self.now, hello);
                     return self.refuse(call, Refusal::Identity { why });
                 }
+                if !self.knows(&hello.name) {
+                    self.strangers.hear(self.now, hello);
+                    return self.reply(call, LayoutResponse::Heard);
+                }
                 self.hear(hello);
                 self.reply(call, LayoutResponse::Heard);
             }
@@ -544,9 +548,14 @@ impl LayoutCore {
             || policy.retired.contains_key(name)
     }
 
+    /// Whether it is a unit or a sequencer of this cluster.
+    fn knows(&self, name: &ServerName) -> bool {
+        self.knows_unit(name) || self.plan.sequencers().any(|sequencer| sequencer == name)
+    }
+
     pub(crate) fn hear(&mut self, hello: Hello) {
         let name = hello.name.clone();
-        if !self.knows_unit(&name) && self.plan.sequencers().all(|sequencer| *sequencer != name) {
+        if !self.knows(&name) {
             return;
         }
         let back = self.heard.was_silent(self.now, &name, ANSWERS_WITHIN);

@@ -362,6 +362,10 @@ impl LayoutCore {
         let short: Vec<_> = short.collect();
         if !short.is_empty() {
             facts.insert("reduced redundancy".into(), short.join(", "));
+            if self.free_units().all(|name| self.is_reserved(name)) {
+                let nobody = "no unit is there that could take a place; start who is out, or bring another one (`milonga cluster add-unit`)";
+                facts.insert("vacant".into(), nobody.into());
+            }
         }
         if let Some(copying) = self.facts_of_copying() {
             facts.insert("copying".into(), copying);
@@ -372,6 +376,10 @@ impl LayoutCore {
         let out: Vec<_> = self.out().collect();
         if !out.is_empty() {
             facts.insert("out".into(), out.join("; "));
+        }
+        let removed: Vec<_> = self.removed_and_running().map(ServerName::as_str).collect();
+        if !removed.is_empty() {
+            facts.insert("removed".into(), removed.join(", "));
         }
         facts
     }

@@ -31,6 +31,7 @@ pub(super) enum ClusterCommand {
     /// Make another process the sequencer, which must be configured as one or as a spare.
     MoveSequencer {
         /// The process.
+        #[arg(value_parser = server_name)]
         name: String,
         #[command(flatten)]
         how: How,
@@ -38,6 +39,7 @@ pub(super) enum ClusterCommand {
     /// Let a unit take places in chains. It has to run, with an empty directory.
     AddUnit {
         /// The unit's process.
+        #[arg(value_parser = server_name)]
         name: String,
         /// The chain it belongs to, from 1: it comes in at once if that lacks a replica.
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
@@ -48,6 +50,7 @@ pub(super) enum ClusterCommand {
     /// Take a unit out of all chains, for good. Refused if a chain would keep too few replicas.
     RemoveUnit {
         /// The unit's process.
+        #[arg(value_parser = server_name)]
         name: String,
         #[command(flatten)]
         how: How,
@@ -55,8 +58,10 @@ pub(super) enum ClusterCommand {
     /// Give a unit's place to another one. The old one serves until the new one has everything.
     ReplaceUnit {
         /// Who leaves.
+        #[arg(value_parser = server_name)]
         old: String,
         /// Who comes, running.
+        #[arg(value_parser = server_name)]
         new: String,
         #[command(flatten)]
         how: How,
@@ -64,7 +69,7 @@ pub(super) enum ClusterCommand {
     /// Spread what is appended from now on over one more chain of these units. They have to run, with empty directories.
     AddChain {
         /// The units' processes, head first.
-        #[arg(required = true)]
+        #[arg(required = true, value_parser = server_name)]
         names: Vec<String>,
         #[command(flatten)]
         how: How,
@@ -80,6 +85,14 @@ pub(super) struct How {
     /// Seconds to wait until all is done. What was begun goes on afterwards; the same command waits for it again.
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     deadline: u64,
+}
+
+/// A name that a server can have.
+fn server_name(text: &str) -> Result<String, &'static str> {
+    if text.trim().is_empty() {
+        return Err("this is empty; name a process of the cluster");
+    }
+    Ok(text.to_owned())
 }
 
 impl ClusterCommand {

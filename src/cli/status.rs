@@ -55,6 +55,8 @@ struct Status {
     copying: Option<String>,
     /// Units that are not allowed to take part, or cannot.
     out: Vec<Out>,
+    /// Units that an operator removed, and that run all the same.
+    removed: Vec<String>,
 }
 
 /// The leader of the layout, and in which term.
@@ -349,6 +351,9 @@ impl Status {
             copying: layout.and_then(|layout| redundancy::copying(layout, fact("copying"))),
             out: layout.map_or_else(Vec::new, |layout| {
                 redundancy::out(layout, fact("out").as_deref())
+            }),
+            removed: fact("removed").map_or_else(Vec::new, |names| {
+                names.split(", ").map(str::to_owned).collect()
             }),
             servers,
         }

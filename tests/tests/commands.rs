@@ -96,6 +96,13 @@ fn configurations(dir: &str) -> Vec<(String, String)> {
 }
 
 #[test]
+fn a_server_has_a_name() {
+    let empty = "this is empty; name a process";
+    fails(&["cluster", "add-unit", ""], 2, empty);
+    fails(&["cluster", "add-chain", "unit-3a", " "], 2, empty);
+}
+
+#[test]
 fn what_a_running_dev_has_written_stays_as_it_is() {
     let (_folder, dir) = folder();
     let (dev, line) = begin(&["dev", "--data", &dir]);

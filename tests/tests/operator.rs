@@ -119,6 +119,20 @@ impl Cluster {
         value
     }
 
+    /// Waits until the status names it as removed, while it runs.
+    async fn says_removed(&self, name: &str) {
+        let give_up = Instant::now() + Duration::from_secs(10);
+        loop {
+            let output = self.command(&["status"]).await;
+            let status: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+            if status["removed"] == json!([name]) {
+                return;
+            }
+            assert!(Instant::now() < give_up, "{status}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
     /// The same, refused.
     async fn refused(&self, arguments: &[&str]) -> String {
         let output = self.command(arguments).await;
@@ -280,6 +294,7 @@ async fn a_cluster_grows_and_is_cared_for_under_load() {
         writers.go_on(200).await
     );
     let older = json!([["unit-z"]]);
+    cluster.says_removed("unit-1b").await;
     let newer = json!([["unit-z"], ["unit-x", "unit-y"]]);
     assert_eq!(segments(&cluster).await, [older, newer]);
     cluster.kill("unit-1b");
@@ -288,6 +303,8 @@ async fn a_cluster_grows_and_is_cared_for_under_load() {
     assert!(why.contains("would keep fewer"), "{why}");
     let why = cluster.refused(&["add-unit", "unit-9"]).await;
     assert!(why.contains("has not said hello"), "{why}");
+    let why = cluster.refused(&["add-unit", "layout-1"]).await;
+    assert!(why.contains("runs, but is no log unit"), "{why}");
 
     // Whoever is turned away need not wait until it is too late.
     let why = cluster.refused_with_other_certificates(&["add-unit", "unit-9"]);

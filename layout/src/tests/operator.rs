@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use milonga_protocol::change::{ChangeReport, ChangeStage, ClusterChange};
 use milonga_protocol::messages::{CallId, LayoutRequest, LayoutResponse, Refusal, Response};
-use milonga_protocol::{Epoch, ServerName};
+use milonga_protocol::{ClusterId, Epoch, ServerName};
 
+use super::unit::Unit;
 use super::world::{Dice, SECOND_SEQUENCER, SEQUENCER, World};
 use super::{chains, epoch, name, opened};
 
@@ -160,6 +161,9 @@ fn a_dry_run_changes_nothing_and_says_what_would_be() {
         assert_eq!(world.store.history(), before);
         assert_eq!(world.effects, sent);
         assert!(!report.steps.is_empty(), "{change:?}");
+        // Where the next epoch begins is not known yet.
+        let start = format!("below {}", before.current().expect("one").start);
+        assert!(report.steps.iter().all(|step| !step.contains(&start)));
         assert_eq!(report.chains.len(), wanted.len());
         for (chain, wanted) in report.chains.iter().zip(&wanted) {
             let chain: Vec<_> = chain.iter().map(ServerName::as_str).collect();
@@ -223,7 +227,10 @@ fn an_added_unit_comes_in_where_it_belongs() {
         (add("unit-x", Some(1)), "cannot move"),
         (add("unit-x", Some(7)), "no chain 8"),
         (add("unit-z", None), "has not said hello"),
-        (add("unit-01", None), "directory that is in use"),
+        (
+            add("unit-01", None),
+            "its old directory, which is not empty",
+        ),
     ] {
         let why = declined(&mut world, &change);
         assert!(why.contains(word), "{why}");
@@ -259,12 +266,95 @@ fn no_chain_is_left_with_too_few() {
     world.restart(&name("unit-00"));
     world.run_for(20_000);
     assert_eq!(active(&mut world)[0], ["unit-01"]);
+    // It is said that it runs, and that nobody has its place, as long as that is so.
+    let facts = world.core().facts();
+    assert_eq!(facts["removed"], "unit-00");
+    assert!(facts["vacant"].contains("add-unit"), "{facts:?}");
+    assert!(!facts.contains_key("out"), "{facts:?}");
+    world.down = vec![name("unit-00")];
+    world.run_for(5_000);
+    assert!(!world.core().facts().contains_key("removed"));
+    world.down.clear();
     let why = declined(&mut world, &replace("unit-00", "unit-x"));
     assert!(why.contains("is leaving or has left"), "{why}");
     // Its place goes to a successor of the last one all the same.
     done(&mut world, &replace("unit-01", "unit-x"));
     assert_eq!(active(&mut world)[0], ["unit-x"]);
     world.settle_and_check();
+}
+
+#[test]
+fn who_is_out_has_no_place_to_give_away() {
+    let mut world = world(168);
+    world.add_spare("unit-s");
+    world.heal_and_check();
+    let why = declined(&mut world, &replace("unit-s", "unit-x"));
+    assert!(why.contains("it is a spare"), "{why}");
+    world.down = vec![name("unit-11")];
+    world.run_for(2_000);
+    let change = replace("unit-11", "unit-x");
+    let why = declined(&mut world, &change);
+    assert!(why.contains("add-unit unit-x --chain 2` gives"), "{why}");
+    assert!(why.contains("then `milonga cluster remove-unit"), "{why}");
+    world.run_for(20_000);
+    assert_eq!(active(&mut world)[1], ["unit-10", "unit-s"]);
+    let why = declined(&mut world, &change);
+    assert!(why.contains("chain 2, where it belongs, lacks"), "{why}");
+    let why = declined(&mut world, &replace("unit-z", "unit-x"));
+    assert!(why.contains("not a unit of this cluster"), "{why}");
+}
+
+#[test]
+fn a_unit_that_finds_no_place_is_told_when_it_gets_one() {
+    let mut world = world(169);
+    for (change, words) in [
+        (add("unit-x", None), "unit-x is a spare: it takes a place"),
+        (add("unit-x", Some(1)), "chain 2 lacks nothing now; unit-x"),
+    ] {
+        // What would be done, what is done, and what was done.
+        for (dry_run, stage) in [
+            (true, ChangeStage::Planned),
+            (false, ChangeStage::UnderWay),
+            (false, ChangeStage::Done),
+        ] {
+            let report = report(&mut world, &change, dry_run);
+            assert_eq!(report.stage, stage);
+            let [step] = report.steps.as_slice() else {
+                panic!("{:?}", report.steps);
+            };
+            assert!(step.starts_with(words), "{step}");
+        }
+    }
+    done(&mut world, &remove("unit-11"));
+    world.run_for(3_000);
+    assert_eq!(active(&mut world)[1], ["unit-10", "unit-x"]);
+}
+
+/// A process that is no unit says hello, too, if there is nothing that it could be.
+#[test]
+fn who_runs_and_is_no_unit_is_not_told_to_start() {
+    let mut world = world(170);
+    world.add_process("layout-1");
+    world.run_for(200);
+    for change in [add("layout-1", None), more(&["layout-1"])] {
+        let why = declined(&mut world, &change);
+        assert!(why.contains("runs, but is no log unit"), "{why}");
+    }
+}
+
+#[test]
+fn a_directory_that_was_used_is_named() {
+    let mut world = world(171);
+    let unit = |world: &mut World, change: &dyn Fn(&mut Unit)| {
+        change(world.units.get_mut(&name("unit-x")).expect("a unit"));
+        world.run_for(500);
+        declined(world, &add("unit-x", None))
+    };
+    let why = unit(&mut world, &|unit| unit.cluster = Some(ClusterId(3)));
+    assert!(why.contains("of another cluster"), "{why}");
+    let id = world.units[&name("unit-00")].id;
+    let why = unit(&mut world, &|unit| (unit.cluster, unit.id) = (None, id));
+    assert!(why.contains("the directory of unit-00; start"), "{why}");
 }
 
 #[test]

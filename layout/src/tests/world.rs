@@ -154,6 +154,13 @@ impl World {
         self.push(0, Event::Beat(name));
     }
 
+    /// A process that is neither a unit nor a sequencer.
+    pub(super) fn add_process(&mut self, name: &str) {
+        let name = ServerName::new(name);
+        self.runs.insert(name.clone(), 1);
+        self.push(0, Event::Beat(name));
+    }
+
     /// The unit comes back with an empty directory.
     pub(super) fn replace_disk(&mut self, name: &str) {
         let name = ServerName::new(name);

@@ -6,6 +6,8 @@ use super::redundancy::SPARE;
 use super::{PUBLISHED, Server, Status, layout_fact};
 
 const WIDTH: usize = 100;
+/// What becomes of a unit that was removed and still runs.
+const REMOVED: &str = "by an operator; stop it, or `milonga cluster add-unit` takes it in again, with an empty directory";
 /// Of the labels in front.
 const LABEL: usize = 12;
 const HEAD: [&str; 7] = [
@@ -49,6 +51,9 @@ impl Status {
             if !troubled.is_empty() {
                 let _ = write!(words, "; NOT SERVING: {}", troubled.join(", "));
             }
+            if let Some(vacant) = layout_fact(&self.servers, "vacant") {
+                let _ = write!(words, "; {vacant}");
+            }
             line("redundancy", &words);
         }
         if let Some(copying) = &self.copying {
@@ -56,6 +61,10 @@ impl Status {
         }
         for out in &self.out {
             line("out", &format!("{}: {}", out.name, out.why));
+        }
+        if !self.removed.is_empty() {
+            let names = self.removed.join(", ");
+            line("removed", &format!("{names}: {REMOVED}"));
         }
         if let Some(sequencer) = &self.sequencer {
             line("sequencer", sequencer);
@@ -227,6 +236,8 @@ impl Server {
             words.push(format!("serving epoch {epoch}"));
         } else if let Some(out) = status.out.iter().find(|out| out.name == self.name) {
             words.push(if out.why == SPARE { "waiting" } else { "out" }.to_owned());
+        } else if status.removed.contains(&self.name) {
+            words.push("removed".to_owned());
         } else if self.roles.contains_key("unit") || self.roles.contains_key("sequencer") {
             words.push("spare".to_owned());
         }
