@@ -272,12 +272,14 @@ impl LayoutCore {
         })
     }
 
-    /// Whether the next epoch can be made by `members` without `more`.
+    /// Whether the next epoch can be made without `more` of `members`. Who is left out and there, a restless or slow unit, may
+    /// be needed after all.
     fn can_lose(&self, members: &BTreeSet<UnitIndex>, more: &BTreeSet<UnitIndex>) -> bool {
         let Some(layout) = self.history.current() else {
             return false;
         };
-        let mut gone: BTreeSet<_> = self.members().difference(members).copied().collect();
+        let mut gone = self.absent();
+        gone.retain(|unit| !members.contains(unit));
         gone.extend(more);
         algebra::can_do_without(layout, &gone)
     }

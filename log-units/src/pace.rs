@@ -1,8 +1,8 @@
 //! How long the disk takes to make a batch durable: what tells others that it has become slow, though nothing fails.
 //!
-//! Only batches count, and of each what it takes beyond the time in which even a modest disk carries so many bytes: units
-//! are compared with each other, and one that gets large entries, or is given what it lacks, is not slow for that. A unit
-//! that writes nothing says nothing, and nobody waits for it either.
+//! Only batches count, and a large one as a small one of that disk would take: units are compared with each other, and one
+//! that gets large entries, or is given what it lacks, is not slow for that. A unit that writes nothing says nothing, and
+//! nobody waits for it either.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -18,17 +18,17 @@ const LATELY: Duration = Duration::from_secs(5);
 const LEAST: usize = 4;
 /// A batch that is under way for so long counts alone, and as long as it takes: a disk that is stuck ends nothing.
 const STUCK: Duration = Duration::from_secs(1);
-/// What a modest disk carries in a millisecond: 32 MiB a second.
-const BYTES_PER_MILLI: u64 = 32 << 10;
+/// What a disk carries while a small batch becomes durable, about: larger ones count as so many small ones.
+const SMALL: u64 = 640 << 10;
 /// Between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// What the last batches took.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
-    /// The batch under way, which there is one of at a time, and when it may be over.
-    under_way: Option<(OpId, Time)>,
-    /// When it ended and how many microseconds too late, the oldest first.
+    /// The batch under way, of which there is one at a time: since when, and its bytes.
+    under_way: Option<(OpId, Time, u64)>,
+    /// When it ended and how many microseconds a small one would have taken, the oldest first.
     took: VecDeque<(Time, u32)>,
     looked: Time,
     typical: Option<u32>,
@@ -36,20 +36,22 @@ pub(crate) struct Pace {
 
 impl Pace {
     /// A batch of so many bytes goes to the disk.
-    pub(crate) fn began(&mut self, now: Time, op: OpId, bytes: u64) {
-        let carried = Duration::from_micros(bytes * 1_000 / BYTES_PER_MILLI);
-        self.under_way = Some((op, now.after(carried)));
+    pub(crate) const fn began(&mut self, now: Time, op: OpId, bytes: u64) {
+        self.under_way = Some((op, now, bytes));
     }
 
     /// An operation ended, perhaps that.
     pub(crate) fn ended(&mut self, now: Time, op: OpId) {
-        let Some((_, due)) = self.under_way.take_if(|(batch, _)| *batch == op) else {
+        let Some((_, began, bytes)) = self.under_way.take_if(|(batch, ..)| *batch == op) else {
             return;
         };
         if self.took.len() == MOST {
             self.took.pop_front();
         }
-        self.took.push_back((now, micros(now.since(due))));
+        let took = u64::from(micros(now.since(began)));
+        let took = took * SMALL / (SMALL + bytes);
+        let took = u32::try_from(took).unwrap_or(u32::MAX);
+        self.took.push_back((now, took));
     }
 
     /// The median in microseconds, as of the last look; `None` if there is too little to say.
@@ -76,7 +78,7 @@ impl Pace {
         let mut took: Vec<_> = self.took.iter().map(|(_, took)| *took).collect();
         took.sort_unstable();
         let median = took.get(took.len() / 2).filter(|_| took.len() >= LEAST);
-        let stuck = self.under_way.map(|(_, due)| now.since(due));
+        let stuck = self.under_way.map(|(_, began, _)| now.since(began));
         let stuck = stuck.filter(|age| *age >= STUCK).map(micros);
         self.typical = stuck.max(median.copied());
     }
@@ -124,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_many_bytes_take_does_not_count() {
+    fn a_large_batch_counts_as_a_small_one() {
         let mut pace = Pace::default();
         let mut write = |now, took| {
             pace.began(at(now), OpId(now), 4 << 20);
@@ -132,10 +134,10 @@ mod tests {
             pace.look(at(now + 500));
             pace.typical()
         };
-        let healthy: Vec<_> = (1..=5).map(|n| write(n * 500, 33)).collect();
-        assert_eq!(healthy.last(), Some(&Some(0)));
-        let broken: Vec<_> = (6..=12).map(|n| write(n * 500, 328)).collect();
-        assert_eq!(broken.last(), Some(&Some(200_000)));
+        let healthy: Vec<_> = (1..=5).map(|n| write(n * 500, 37)).collect();
+        assert_eq!(healthy.last(), Some(&Some(5_000)));
+        let broken: Vec<_> = (5..=12).map(|n| write(n * 800, 740)).collect();
+        assert_eq!(broken.last(), Some(&Some(100_000)));
     }
 
     #[test]

@@ -310,6 +310,7 @@ async fn a_cluster_grows_and_is_cared_for_under_load() {
     let why = cluster.refused_with_other_certificates(&["add-unit", "unit-9"]);
     let why = why.await;
     assert!(why.contains("certificate"), "{why}");
+    assert!(!why.contains("nothing was changed within"), "{why}");
 
     // Its configuration is as it was.
     cluster.kill("layout-1");

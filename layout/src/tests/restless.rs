@@ -87,6 +87,25 @@ fn is_left_out(seed: u64, dies: Dies) {
 }
 
 #[test]
+fn a_restless_unit_is_needed_after_all_when_the_calm_one_hears_nothing() {
+    let mut world = pair(89);
+    for round in 0..3 {
+        world.run_for(400);
+        if round == 2 {
+            world.deaf.push(name("unit-01"));
+        }
+        world.restart(&name("unit-00"));
+    }
+    world.run_for(8_000);
+    assert!(fact(&mut world, "restless").starts_with("unit-00 starts again and again"));
+    assert_eq!(active(&mut world), [["unit-00"]]);
+    assert!(appends_go_on(&mut world));
+    world.deaf.clear();
+    world.run_for(30_000);
+    world.heal_and_check();
+}
+
+#[test]
 fn a_unit_that_dies_of_being_opened_is_left_out() {
     let (of, after) = (is_open as fn(&Request) -> bool, None);
     is_left_out(90, Dies { of, after });

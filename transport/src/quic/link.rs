@@ -29,6 +29,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// found sooner by a new attempt; the others go on, for whom it is only slow.
 const FIRST_ATTEMPT: Duration = Duration::from_millis(500);
 const LONGEST_ATTEMPT: Duration = Duration::from_secs(1);
+/// So many are under way at most: each costs a slow server a handshake.
+const ATTEMPTS: usize = 3;
 /// How often the patience with silence doubles at most: to eight seconds, less than the idle time.
 const DOUBLINGS: u32 = 4;
 
@@ -157,6 +159,7 @@ impl Link {
         let attempt = async move {
             let env = &dialler.env;
             env.sleep_until(not_before).await;
+            *lock(&link.refused) = None;
             let opened = link.open(&dialler).await;
             dialled(opened.is_ok());
             let outcome = opened.map(|opened| {
@@ -201,7 +204,9 @@ impl Link {
         let env = &dialler.env;
         let (mut attempts, mut pause) = (Vec::new(), FIRST_ATTEMPT);
         loop {
-            attempts.push(Box::pin(self.attempt(dialler)) as Attempt<'_>);
+            if attempts.len() < ATTEMPTS {
+                attempts.push(Box::pin(self.attempt(dialler)) as Attempt<'_>);
+            }
             let until = env.now().after(pause).min(end);
             tokio::select! {
                 biased;
@@ -294,11 +299,20 @@ impl Link {
     }
 }
 
-/// What the first of them comes to that ends.
-async fn first(attempts: &mut [Attempt<'_>]) -> Result<Connection, CallError> {
+/// The first connection that one of them makes; an error if there is no hope in the others, or there are none.
+async fn first(attempts: &mut Vec<Attempt<'_>>) -> Result<Connection, CallError> {
     poll_fn(|context| {
-        let mut polled = attempts.iter_mut().map(|one| one.as_mut().poll(context));
-        polled.find(Poll::is_ready).unwrap_or(Poll::Pending)
+        let mut place = 0;
+        while let Some(attempt) = attempts.get_mut(place) {
+            match attempt.as_mut().poll(context) {
+                Poll::Pending => place += 1,
+                Poll::Ready(Err(error)) if error.is_retryable() && attempts.len() > 1 => {
+                    drop(attempts.remove(place));
+                }
+                ready @ Poll::Ready(_) => return ready,
+            }
+        }
+        Poll::Pending
     })
     .await
 }

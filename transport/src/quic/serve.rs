@@ -40,6 +40,12 @@ pub(super) async fn serve(server: Arc<Shared>, connection: Connection, alive: Al
             };
             session.run(crew, first).await;
         }
+        Err(Unwelcome::Lost(why)) => {
+            tracing::debug!(%remote, why, "the caller has given up, or another of its attempts was faster");
+            Unwelcome::Lost(why.clone())
+                .close()
+                .close(&connection, &why);
+        }
         Err(unwelcome) => {
             let why = unwelcome.to_string();
             tracing::warn!(%remote, why, "connection refused");

@@ -188,7 +188,7 @@ async fn lost(
     link: &Weak<Link>,
 ) -> String {
     let patience = link.upgrade().map_or(silent, |link| link.patience(silent));
-    let well_at = env.now().after(patience * LOOKS_UNTIL_WELL / LOOKS);
+    let well_at = env.now().after(silent * LOOKS_UNTIL_WELL / LOOKS);
     let mut closed = pin!(connection.closed());
     let (mut silence, mut is_left, mut was_slow) = (Silence::default(), false, false);
     loop {
@@ -210,7 +210,8 @@ async fn lost(
                 link.is_well();
             }
         }
-        if is_left && wire.in_flight.is_empty() {
+        // Whether it is slow or dead is worth knowing, for the next one; a dead one goes when its idle time is over.
+        if was_slow && wire.in_flight.is_empty() {
             Close::Done.close(connection, "replaced after silence");
         }
     }

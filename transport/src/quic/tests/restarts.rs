@@ -4,6 +4,7 @@ use std::sync::mpsc;
 
 use super::*;
 use crate::quic::BindError;
+use crate::quic::link::Link;
 
 #[tokio::test]
 async fn a_taken_port_is_named() {
@@ -167,6 +168,23 @@ async fn found_again(bytes: usize) {
     let answer = ask(2_000, deadline).await;
     server.kill();
     answer.unwrap_or_else(|error| panic!("it is back, after requests of {bytes} bytes: {error}"));
+}
+
+#[test]
+fn a_server_that_was_only_slow_is_given_more_time() {
+    let link = Link::new(Peer {
+        name: "unit-1a".into(),
+        address: "127.0.0.1:1".into(),
+    });
+    let silent = Duration::from_millis(500);
+    let mut patience = Vec::new();
+    for _ in 0..6 {
+        patience.push(link.patience(silent).as_millis());
+        link.was_slow();
+    }
+    assert_eq!(patience, [500, 1_000, 2_000, 4_000, 8_000, 8_000]);
+    link.is_well();
+    assert_eq!(link.patience(silent), silent);
 }
 
 #[tokio::test]
