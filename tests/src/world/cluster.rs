@@ -94,6 +94,12 @@ impl Cluster {
         Some(&self.servers.get(name)?.disk)
     }
 
+    /// Names and disks of all servers.
+    pub fn disks(&self) -> impl Iterator<Item = (&ServerName, &WorldDisk)> {
+        let servers = self.servers.iter();
+        servers.map(|(name, server)| (name, &server.disk))
+    }
+
     /// Names of all servers.
     #[must_use]
     pub fn names(&self) -> Vec<ServerName> {

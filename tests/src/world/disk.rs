@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use milonga_layout::{Member, MemberId, RaftDisk, RaftJob, RaftStore};
 use milonga_log_units::sim::SimDisk;
-use milonga_log_units::{Disk, DiskOp, FileName, OpId};
+use milonga_log_units::{Disk, DiskError, DiskOp, FileName, OpId};
 use milonga_node::{DiskCompletion, Guard, Machine, NodeError, OpenDisk, OpenLayout};
 use milonga_protocol::SharedEnv;
 use tokio::sync::mpsc::UnboundedSender;
@@ -52,6 +52,10 @@ struct DiskState {
     busy: [Moment; 2],
     /// Operations whose time is over, but which come after others of the same file.
     due: BTreeSet<OpId>,
+    /// Synced writes to segments that are under way.
+    writes: BTreeSet<OpId>,
+    /// Since one of them failed in this run: how many were submitted.
+    after_failure: Option<u32>,
     stalled_until: Moment,
     slow: u64,
 }
@@ -68,6 +72,8 @@ impl WorldDisk {
             rng,
             busy: [Moment::default(); 2],
             due: BTreeSet::new(),
+            writes: BTreeSet::new(),
+            after_failure: None,
             stalled_until: Moment::default(),
             slow: 1,
         };
@@ -88,6 +94,14 @@ impl WorldDisk {
         };
         state.busy = [Moment::default(); 2];
         state.due.clear();
+        state.writes.clear();
+        state.after_failure = None;
+    }
+
+    /// Synced writes to segments that this run has submitted since one of them failed.
+    #[must_use]
+    pub fn writes_after_failure(&self) -> u32 {
+        self.lock().after_failure.unwrap_or_default()
     }
 
     /// Sets a fault.
@@ -155,6 +169,23 @@ impl DiskState {
         end.max(self.stalled_until)
     }
 
+    fn count(&mut self, id: OpId, op: &DiskOp) {
+        if let DiskOp::WriteAt {
+            name, sync: true, ..
+        } = op
+            && name.starts_with("segment")
+        {
+            self.writes.insert(id);
+            self.after_failure = self.after_failure.map(|n| n + 1);
+        }
+    }
+
+    fn ended(&mut self, (id, result): &DiskCompletion) {
+        if self.writes.remove(id) && matches!(result, Err(DiskError::Io(_))) {
+            self.after_failure.get_or_insert(0);
+        }
+    }
+
     /// The time of an operation is over: carries it out, or has it follow those that come first.
     fn finish(&mut self, id: OpId) {
         self.due.insert(id);
@@ -180,6 +211,7 @@ impl Disk for Handle {
         let now = self.executor.now();
         let mut state = self.disk.lock();
         let end = state.end_of(now, &op);
+        state.count(id, &op);
         state.sim.submit(id, op);
         drop(state);
         finish_at(
@@ -213,6 +245,7 @@ fn finish_at(
         }
         state.finish(id);
         for completion in state.sim.take_completions() {
+            state.ended(&completion);
             handle.trace(&Completed(&state.name, &completion));
             // Who submitted it may have stopped.
             let _ = done.send(completion);

@@ -4,6 +4,7 @@
 //! clients were told. I8, I9 and I16 speak of objects and come with their workloads.
 
 mod acknowledged;
+mod disk_errors;
 mod epochs;
 mod failed;
 mod leased;
@@ -30,6 +31,7 @@ mod samples;
 use crate::world::workload::Invariant;
 
 pub use acknowledged::Acknowledged;
+pub use disk_errors::DiskErrors;
 pub use epochs::Epochs;
 pub use failed::Failed;
 pub use leased::Leased;
@@ -71,5 +73,6 @@ pub fn all() -> Vec<Box<dyn Invariant>> {
         Box::<Listed>::default(),
         Box::<Told>::default(),
         Box::<Leased>::default(),
+        Box::<DiskErrors>::default(),
     ]
 }
