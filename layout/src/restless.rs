@@ -77,6 +77,12 @@ impl Starts {
         self.times > 0 && now < self.trusted_at()
     }
 
+    /// Whether it is restless or would be with its next start: where the power fails for all, one comes back first.
+    fn is_nearly_restless(&self, now: Time) -> bool {
+        let lately = self.lately.iter().filter(|at| now.since(**at) <= WITHIN);
+        self.is_restless(now) || lately.count() + 1 >= TOO_MANY
+    }
+
     /// In words and numbers, if it is restless.
     fn words(&self, now: Time) -> Option<String> {
         let (span, left) = (self.span().as_secs_f64(), self.trusted_at().since(now));
@@ -107,14 +113,19 @@ impl LayoutCore {
         layout: &Layout,
         mut gone: BTreeSet<UnitIndex>,
     ) -> BTreeSet<UnitIndex> {
-        let mut restless = layout.members();
+        let mut nearly = layout.members();
+        nearly.retain(|unit| {
+            let starts = self.heard.starts(self.unit_name(*unit));
+            starts.is_some_and(|starts| starts.is_nearly_restless(self.now))
+        });
+        let mut restless = nearly.clone();
         restless.retain(|unit| self.is_restless(self.unit_name(*unit)));
         for unit in &restless {
             let beside = |other: &&UnitIndex| {
                 let mut chains = layout.segments.iter().flat_map(|s| &s.chains);
                 chains.any(|chain| chain.contains(unit) && chain.contains(other))
             };
-            let mut more: BTreeSet<_> = restless.iter().filter(beside).copied().collect();
+            let mut more: BTreeSet<_> = nearly.iter().filter(beside).copied().collect();
             more.insert(*unit);
             more.extend(&gone);
             if algebra::can_do_without(layout, &more) {

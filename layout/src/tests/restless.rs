@@ -243,6 +243,21 @@ fn where_a_whole_chain_starts_again_and_again_nobody_is_to_blame() {
 }
 
 #[test]
+fn whoever_comes_back_first_is_not_to_blame_for_what_all_suffer() {
+    let mut world = pair(101);
+    for _ in 0..8 {
+        for unit in ["unit-00", "unit-01"] {
+            world.restart(&name(unit));
+            world.run_for(150);
+        }
+        world.run_for(1_600);
+        assert!(world.is_served(), "{:?}", world.core().facts());
+        assert_eq!(active(&mut world), [["unit-00", "unit-01"]]);
+    }
+    world.heal_and_check();
+}
+
+#[test]
 fn a_calm_spare_takes_over_from_a_sequencer_that_starts_again_and_again() {
     for dies in [false, true] {
         let mut world = opened(100);
