@@ -143,19 +143,7 @@ impl LayoutCore {
 
     /// Who is restless, but for units that are out: of them it is said why.
     pub(crate) fn facts_of_restless(&self) -> Option<String> {
-        let words = |name: &ServerName| {
-            let why = self.restless_words(name)?;
-            let stays = self.member(name).is_some() || *name == self.sequencer;
-            let out = self.units.contains(name) && !stays;
-            let stays = if stays {
-                "; it stays: it cannot be done without now"
-            } else {
-                ""
-            };
-            (!out).then(|| format!("{name} {why}{stays}"))
-        };
-        let words: Vec<_> = self.heard.names().filter_map(words).collect();
-        (!words.is_empty()).then(|| words.join("; "))
+        self.why_not_trusted(self.heard.names(), |name| self.restless_words(name))
     }
 }
 

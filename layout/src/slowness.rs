@@ -214,23 +214,7 @@ impl LayoutCore {
 
     /// Who is slow, in words and numbers, but for units that are out: of them it is said why.
     pub(crate) fn facts_of_slowness(&self) -> Option<String> {
-        let names = self.heard_units();
-        let names = names
-            .union(&self.heard_sequencers())
-            .cloned()
-            .collect::<Vec<_>>();
-        let words = |name: &ServerName| {
-            let why = self.slow_words(name)?;
-            let stays = self.member(name).is_some() || *name == self.sequencer;
-            let out = self.units.contains(name) && !stays;
-            let stays = if stays {
-                "; it stays: it cannot be done without now"
-            } else {
-                ""
-            };
-            (!out).then(|| format!("{name} {why}{stays}"))
-        };
-        let words: Vec<_> = names.iter().filter_map(words).collect();
-        (!words.is_empty()).then(|| words.join("; "))
+        let (units, sequencers) = (self.heard_units(), self.heard_sequencers());
+        self.why_not_trusted(units.union(&sequencers), |name| self.slow_words(name))
     }
 }

@@ -220,6 +220,25 @@ impl LayoutCore {
         gone
     }
 
+    /// Which of these are not trusted, in words, and who stays all the same; not of units that are out, of which it is said why.
+    pub(crate) fn why_not_trusted<'a>(
+        &self,
+        names: impl Iterator<Item = &'a ServerName>,
+        why: impl Fn(&ServerName) -> Option<String>,
+    ) -> Option<String> {
+        let words = names.filter_map(|name| {
+            let why = why(name)?;
+            if self.member(name).is_some() || *name == self.sequencer {
+                return Some(format!(
+                    "{name} {why}; it stays: it cannot be done without now"
+                ));
+            }
+            (!self.units.contains(name)).then(|| format!("{name} {why}"))
+        });
+        let words: Vec<_> = words.collect();
+        (!words.is_empty()).then(|| words.join("; "))
+    }
+
     /// Whether a reconfiguration that is not committed waits for a unit that is gone, while others, who came back since it
     /// began, could make the next epoch.
     pub(crate) fn can_do_with_others(&self) -> bool {

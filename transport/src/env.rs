@@ -119,7 +119,7 @@ impl fmt::Debug for TokioEnv {
 
 /// How long the machine has been asleep since this was made. tokio's clock does not count that; leases need it (rule 20).
 struct Asleep {
-    /// How long since the machine was started, or less.
+    /// How long the machine has been asleep since it was started, or less.
     read: fn() -> Duration,
     before: Duration,
     /// In milliseconds: two clocks are never read at the same moment.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use milonga_protocol::messages::*;
-use milonga_protocol::{EncodedEntry, Epoch, Position};
+use milonga_protocol::{Epoch, Position};
 
 use super::rig::*;
 use crate::sim::SimDisk;
@@ -390,13 +390,9 @@ fn a_head_that_lost_what_is_settled_goes_on() {
         panic!("the other items of a message must not suffer: {other:?}");
     };
     assert_eq!(answers, [WriteAnswer::Refused]);
-    assert_eq!(
-        repair(&mut rig, 3, &lost),
-        [WriteAnswer::Refused],
-        "undecided"
-    );
-    assert_eq!(repair(&mut rig, 1, &lost), [WriteAnswer::Durable]);
-    assert_eq!(repair(&mut rig, 1, &lost), [WriteAnswer::Durable], "again");
+    assert_eq!(rig.repair(1, 3, &lost), [WriteAnswer::Refused], "undecided");
+    assert_eq!(rig.repair(1, 1, &lost), [WriteAnswer::Durable]);
+    assert_eq!(rig.repair(1, 1, &lost), [WriteAnswer::Durable], "again");
     let mut rig = rig.restarted(24);
     rig.seal(2);
     rig.open_layout(layout(2, 5, 1, 2, 0, 0), Vec::new());
@@ -409,7 +405,7 @@ fn what_is_being_repaired_is_lost_until_it_is_durable() {
     let mut rig = damaged_head(1);
     assert_eq!(rig.read_one(1, 1).0, UnitReadAnswer::Lost);
     let lost = entry(1, 1, &[5], 40);
-    let repair = rig.send(repairing(1, &lost), lost.bytes().clone());
+    let repair = rig.send(repairing(1, 1, &lost), lost.bytes().clone());
     let read = UnitRequest::Read {
         epoch: Epoch(1),
         settled: Position(0),
@@ -425,20 +421,6 @@ fn what_is_being_repaired_is_lost_until_it_is_durable() {
     rig.run();
     assert_eq!(answers(&rig.replies[&repair].0), [WriteAnswer::Durable]);
     assert_eq!(rig.read_one(1, 1).1, lost.bytes());
-}
-
-fn repair(rig: &mut Rig, position: u64, entry: &EncodedEntry) -> Vec<WriteAnswer> {
-    let request = repairing(position, entry);
-    answers(&rig.ask_with(request, entry.bytes().clone()).0)
-}
-
-fn repairing(position: u64, entry: &EncodedEntry) -> UnitRequest {
-    let len = u32::try_from(entry.len()).unwrap();
-    UnitRequest::Repair {
-        epoch: Epoch(1),
-        settled: Position::ZERO,
-        items: vec![(Position(position), WireValue::Data { len })],
-    }
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Every bit of a segment of 64 KiB, flipped in turn. Takes minutes; `just long` runs it.
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
+use milonga_protocol::EncodedEntry;
 use milonga_protocol::messages::*;
-use milonga_protocol::{EncodedEntry, Epoch, Position};
 
 use super::rig::*;
 use crate::UnitConfig;
@@ -32,7 +32,7 @@ fn directory() -> (SimDisk, Vec<EncodedEntry>) {
     (rig.disk, entries)
 }
 
-/// Enters an epoch, reads everything, and gives what is lost. Nothing else but what was written is served.
+/// Enters an epoch and reads everything; what is lost. Nothing else but what was written is served.
 fn enter_and_read(rig: &mut Rig, epoch: u64, entries: &[EncodedEntry], what: &str) -> Vec<u64> {
     rig.hello()
         .unwrap_or_else(|error| panic!("{what}: {error}"));
@@ -63,17 +63,6 @@ fn read(rig: &mut Rig, epoch: u64, entries: &[EncodedEntry], what: &str) -> Vec<
     lost
 }
 
-fn repair(rig: &mut Rig, epoch: u64, position: u64, entry: &EncodedEntry) -> Vec<WriteAnswer> {
-    let len = u32::try_from(entry.len()).expect("small");
-    let request = UnitRequest::Repair {
-        epoch: Epoch(epoch),
-        settled: Position::ZERO,
-        items: vec![(Position(position), WireValue::Data { len })],
-    };
-    let body: Bytes = entry.bytes().clone();
-    answers(&rig.ask_with(request, body).0)
-}
-
 #[test]
 #[ignore = "takes minutes, in release"]
 fn every_bit_of_a_segment_is_found_never_served_and_repaired() {
@@ -93,7 +82,7 @@ fn every_bit_of_a_segment_is_found_never_served_and_repaired() {
         harmless += u64::from(missing.is_empty());
         for position in &missing {
             let entry = &entries[usize::try_from(*position).expect("small")];
-            let answer = repair(&mut rig, 2, *position, entry);
+            let answer = rig.repair(2, *position, entry);
             assert_eq!(answer, [WriteAnswer::Durable], "{what}: {position}");
         }
         if !missing.is_empty() {

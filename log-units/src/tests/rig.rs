@@ -170,6 +170,17 @@ impl Rig {
         entry
     }
 
+    /// Gives back what was lost.
+    pub(super) fn repair(
+        &mut self,
+        epoch: u64,
+        position: u64,
+        entry: &EncodedEntry,
+    ) -> Vec<WriteAnswer> {
+        let request = repairing(epoch, position, entry);
+        answers(&self.ask_with(request, entry.bytes().clone()).0)
+    }
+
     pub(super) fn read_full(&mut self, epoch: u64, positions: &[u64]) -> (Response, Bytes) {
         let request = UnitRequest::Read {
             epoch: Epoch(epoch),
@@ -285,6 +296,15 @@ pub(super) fn marks(response: &Response) -> Marks {
             | UnitResponse::Entries { marks, .. },
         ) => *marks,
         other => panic!("{other:?}"),
+    }
+}
+
+pub(super) fn repairing(epoch: u64, position: u64, entry: &EncodedEntry) -> UnitRequest {
+    let len = u32::try_from(entry.len()).unwrap();
+    UnitRequest::Repair {
+        epoch: Epoch(epoch),
+        settled: Position::ZERO,
+        items: vec![(Position(position), WireValue::Data { len })],
     }
 }
 

@@ -13,7 +13,7 @@ use super::frames::Frames;
 use super::greeting::{Unwelcome, receive, send};
 use super::numbers::{Numbers, refused};
 use super::replies::Replies;
-use super::server::{Alive, Shared};
+use super::server::{Alive, Shared, given_up};
 use super::settings::CALL_STREAMS;
 use super::wire::Guard;
 use crate::network::Caller;
@@ -40,16 +40,14 @@ pub(super) async fn serve(server: Arc<Shared>, connection: Connection, alive: Al
             };
             session.run(crew, first).await;
         }
-        Err(Unwelcome::Lost(why)) => {
-            tracing::debug!(%remote, why, "the caller has given up, or another of its attempts was faster");
-            Unwelcome::Lost(why.clone())
-                .close()
-                .close(&connection, &why);
-        }
         Err(unwelcome) => {
             let why = unwelcome.to_string();
-            tracing::warn!(%remote, why, "connection refused");
-            refused("handshake");
+            if matches!(unwelcome, Unwelcome::Lost(_)) {
+                given_up(remote, &why);
+            } else {
+                tracing::warn!(%remote, why, "connection refused");
+                refused("handshake");
+            }
             unwelcome.close().close(&connection, &why);
         }
     }

@@ -239,7 +239,7 @@ async fn welcome(shared: Arc<Shared>, incoming: Incoming, alive: Alive) {
     match connection {
         Ok(connection) => serve(shared, connection, alive).await,
         Err(Some(error)) if is_given_up(&error) => {
-            tracing::debug!(%remote, "the caller has given up, or another of its attempts was faster");
+            given_up(remote, &text(&error));
         }
         Err(error) => {
             refused("tls");
@@ -247,6 +247,11 @@ async fn welcome(shared: Arc<Shared>, incoming: Incoming, alive: Alive) {
             tracing::warn!(%remote, why, "connection refused; callers need a certificate of this cluster");
         }
     }
+}
+
+/// That is nothing to worry about.
+pub(super) fn given_up(remote: SocketAddr, why: &str) {
+    tracing::debug!(%remote, why, "the caller has given up, or another of its attempts was faster");
 }
 
 /// Whether the caller ended an attempt of its own accord. (What it does not like about a certificate has another code.)

@@ -179,7 +179,7 @@ async fn keep(
 }
 
 /// Completes when the connection is lost; says why. Before, once the server has fallen silent, the next call makes another
-/// connection, and this one goes when nobody waits for an answer any more.
+/// connection; this one goes when it was heard again and nobody waits for an answer any more, or with its idle time.
 async fn lost(
     wire: &Arc<Wire>,
     connection: &Connection,
@@ -210,7 +210,7 @@ async fn lost(
                 link.is_well();
             }
         }
-        // Whether it is slow or dead is worth knowing, for the next one; a dead one goes when its idle time is over.
+        // Before, it is not known whether the server is slow or dead: that matters for the next connection.
         if was_slow && wire.in_flight.is_empty() {
             Close::Done.close(connection, "replaced after silence");
         }
