@@ -116,7 +116,9 @@ impl LayoutCore {
                 (at, !home, chain, *name)
             })
         });
-        let (at, _, chain, name) = candidates.chain(self.expected()).min()?;
+        let candidates = candidates.chain(self.expected());
+        let fit = candidates.filter(|(_, _, chain, name)| self.is_calm_enough(name, *chain));
+        let (at, _, chain, name) = fit.min()?;
         Some((name, chain, at))
     }
 
@@ -148,12 +150,13 @@ impl LayoutCore {
         let unit = self.heard.fresh(self.now, name).and_then(|h| h.unit);
         let below = self.history.given_up_from(self.trimmed);
         let same = unit.is_some_and(|unit| unit.id == ready.id);
-        same && self.is_fit(name) && ready.kept_below <= below
+        let fit = self.is_fit(name) && self.is_calm_enough(name, ready.chain);
+        same && fit && ready.kept_below <= below
     }
 
     /// Whether it can serve, and would not be in everybody's way.
     fn is_fit(&self, name: &ServerName) -> bool {
-        self.can_serve(name) && !self.is_slow(name) && !self.is_restless(name)
+        self.can_serve(name) && !self.is_slow(name)
     }
 
     /// The chain that `name` belongs to: as an operator decided, or as it was configured.
@@ -251,10 +254,12 @@ impl LayoutCore {
             let unit = self.heard.fresh(self.now, name).and_then(|h| h.unit);
             let there = unit.is_some_and(|unit| unit.id == id) && self.is_fit(name);
             let inside = members.iter().any(|unit| self.unit_name(*unit) == name);
-            if !there || inside || ready.kept_below > given_up {
+            let succession = self.history.policy().succession(layout, name);
+            let calm = self.is_calm_enough(name, succession.unwrap_or(chain));
+            if !there || inside || !calm || ready.kept_below > given_up {
                 continue;
             }
-            if let Some(chain) = self.history.policy().succession(layout, name) {
+            if let Some(chain) = succession {
                 let name = name.clone();
                 joins.push(Join { name, id, chain });
                 continue;
@@ -362,7 +367,12 @@ impl LayoutCore {
         let short: Vec<_> = short.collect();
         if !short.is_empty() {
             facts.insert("reduced redundancy".into(), short.join(", "));
-            if self.free_units().all(|name| self.is_reserved(name)) {
+            let mut free = self.free_units().filter(|name| !self.is_reserved(name));
+            let could = |name: &ServerName| {
+                let mut vacant = algebra::vacancies(layout);
+                vacant.any(|(chain, _)| self.is_calm_enough(name, chain))
+            };
+            if !free.any(could) {
                 let nobody = "no unit is there that could take a place; start who is out, or bring another one (`milonga cluster add-unit`)";
                 facts.insert("vacant".into(), nobody.into());
             }

@@ -83,12 +83,13 @@ impl LayoutCore {
     }
 
     /// Whose coming is worth a moment of patience: the others may be about to come, too. Who takes no part in the next
-    /// epoch holds up nobody, nor does who starts again and again.
+    /// epoch holds up nobody, nor does who starts again and again, unless its whole chain does.
     fn awaited(&self) -> impl Iterator<Item = &ServerName> {
         let members = self.members().into_iter();
         let members = members.map(|unit| self.unit_name(unit));
-        let names = members.chain(self.plan.sequencers());
-        names.filter(|name| !self.is_restless(name))
+        let members = members.filter(|name| !self.is_to_blame(name));
+        let sequencers = self.plan.sequencers();
+        members.chain(sequencers.filter(|name| !self.is_restless(name)))
     }
 
     pub(crate) fn try_to_begin(&mut self) {

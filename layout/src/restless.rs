@@ -107,29 +107,50 @@ impl LayoutCore {
         self.heard.starts(name)?.words(self.now)
     }
 
+    /// Whether the unit is restless or would be with its next start.
+    fn is_nearly_restless(&self, unit: UnitIndex) -> bool {
+        let starts = self.heard.starts(self.unit_name(unit));
+        starts.is_some_and(|starts| starts.is_nearly_restless(self.now))
+    }
+
+    /// The restless member `unit`, and who of its chains is no better.
+    fn no_better(&self, layout: &Layout, unit: UnitIndex) -> BTreeSet<UnitIndex> {
+        let chains = layout.segments.iter().flat_map(|s| &s.chains);
+        let its = chains.filter(|chain| chain.contains(&unit));
+        let mut beside: BTreeSet<_> = its.flatten().copied().collect();
+        beside.retain(|other| self.is_nearly_restless(*other));
+        beside.insert(unit);
+        beside
+    }
+
+    /// Whether the member `name` is restless, and its chains keep enough that are calm.
+    pub(crate) fn is_to_blame(&self, name: &ServerName) -> bool {
+        let member = self.history.current().zip(self.member(name));
+        member.is_some_and(|(layout, unit)| {
+            self.is_restless(name) && algebra::can_do_without(layout, &self.no_better(layout, unit))
+        })
+    }
+
+    /// Whether `name` is as calm as those whose chain it would come into: where all start again and again, each is needed.
+    pub(crate) fn is_calm_enough(&self, name: &ServerName, chain: u16) -> bool {
+        let last = self.history.current().and_then(|l| l.segments.last());
+        let chain = last.and_then(|last| last.chains.get(usize::from(chain)));
+        let all_restless = |chain: &Vec<_>| chain.iter().all(|unit| self.is_nearly_restless(*unit));
+        !self.is_restless(name) || chain.is_some_and(all_restless)
+    }
+
     /// Takes those members in that are restless and that their chains can do without: what is left is enough, and calm.
     pub(crate) fn with_restless(
         &self,
         layout: &Layout,
         mut gone: BTreeSet<UnitIndex>,
     ) -> BTreeSet<UnitIndex> {
-        let mut nearly = layout.members();
-        nearly.retain(|unit| {
-            let starts = self.heard.starts(self.unit_name(*unit));
-            starts.is_some_and(|starts| starts.is_nearly_restless(self.now))
-        });
-        let mut restless = nearly.clone();
-        restless.retain(|unit| self.is_restless(self.unit_name(*unit)));
-        for unit in &restless {
-            let beside = |other: &&UnitIndex| {
-                let mut chains = layout.segments.iter().flat_map(|s| &s.chains);
-                chains.any(|chain| chain.contains(unit) && chain.contains(other))
-            };
-            let mut more: BTreeSet<_> = nearly.iter().filter(beside).copied().collect();
-            more.insert(*unit);
+        let members = layout.members().into_iter();
+        for unit in members.filter(|unit| self.is_restless(self.unit_name(*unit))) {
+            let mut more = self.no_better(layout, unit);
             more.extend(&gone);
             if algebra::can_do_without(layout, &more) {
-                gone.insert(*unit);
+                gone.insert(unit);
             }
         }
         gone

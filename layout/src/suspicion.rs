@@ -164,7 +164,7 @@ impl LayoutCore {
     fn unit_gone_at(&self, name: &ServerName) -> Time {
         match self.heard.since(name) {
             // Its next run would have us wait for as long again.
-            Some(since) if self.is_restless(name) && self.trouble(name).is_some() => since,
+            Some(since) if self.is_to_blame(name) && self.trouble(name).is_some() => since,
             // An old hello of another run may have been overtaken.
             Some(since) if self.trouble(name).is_some() => since.after(SILENT),
             _ => self.silent_unit_at(name),

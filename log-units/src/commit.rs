@@ -248,7 +248,7 @@ impl Unit {
     pub(crate) fn poison(&mut self, why: &str) {
         tracing::error!(why, "the unit is poisoned");
         let why = self.poison.get_or_insert_with(|| why.to_owned()).clone();
-        let refusal = Refusal::Poisoned { why };
+        let refusal = Refusal::Poisoned { why: why.clone() };
         self.writer.sealing = None;
         let (positions, waiters) = self.writer.abandon();
         for position in positions {
@@ -266,5 +266,6 @@ impl Unit {
             self.refuse(call, refusal.clone());
         }
         self.fail_entering(&refusal);
+        self.doubts_stay(&why);
     }
 }

@@ -18,6 +18,7 @@
 mod commit;
 mod config;
 mod disk;
+mod doubts;
 mod epochs;
 mod facts;
 mod files;

@@ -194,12 +194,18 @@ impl Unit {
         let found = match result {
             Ok(DiskDone::Read(bytes)) => Found::Bytes(bytes),
             Err(DiskError::Busy(why)) => Found::NotNow(why),
+            Err(DiskError::Io(_)) if self.reader.is_single(chunk) => return self.doubt(chunk),
             _ => Found::Nothing,
         };
+        self.chunk_found(chunk, &found);
+    }
+
+    /// What came of a read is known.
+    pub(crate) fn chunk_found(&mut self, chunk: u64, found: &Found) {
         let segment = self.reader.segment_of(chunk);
         let generation = segment.and_then(|s| self.index.generation(s)).unwrap_or(0);
         let owner = self.owner();
-        let (job, damaged) = self.reader.done(chunk, owner, generation, &found);
+        let (job, damaged) = self.reader.done(chunk, owner, generation, found);
         for (position, place) in damaged {
             self.note_damage(position, place);
         }
@@ -235,7 +241,8 @@ impl Unit {
             return self.scrubbed(&job);
         }
         if let Some(what) = job.not_now.take() {
-            return self.refuse(job.call, Refusal::Busy { what });
+            let refusal = self.poisoned().unwrap_or(Refusal::Busy { what });
+            return self.refuse(job.call, refusal);
         }
         let trimmed = self.trimmed();
         let lost = |(position, slot): &(Position, Slot)| {

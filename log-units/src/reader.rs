@@ -247,6 +247,11 @@ impl<P> ReaderOf<P> {
         })
     }
 
+    /// Whether a read is about one entry only.
+    pub(crate) fn is_single(&self, chunk: u64) -> bool {
+        self.chunks.get(&chunk).is_some_and(|c| c.wants.len() == 1)
+    }
+
     /// The segment that a read is about.
     pub(crate) fn segment_of(&self, chunk: u64) -> Option<u64> {
         self.chunks.get(&chunk).map(|c| c.segment)

@@ -31,6 +31,7 @@ pub struct SimDisk {
     fail_sync: Option<u64>,
     fail_reads: Option<(FileName, Range<u64>, DiskError)>,
     misdirect: Option<(u64, u64)>,
+    dead: bool,
     writes: u64,
     syncs: u64,
     trace: Option<Vec<String>>,
@@ -58,6 +59,7 @@ impl SimDisk {
             fail_sync: None,
             fail_reads: None,
             misdirect: None,
+            dead: false,
             writes: 0,
             syncs: 0,
             trace: Some(Vec::new()),
@@ -154,6 +156,11 @@ impl SimDisk {
     /// and reports success: what was to be written is not there, and what lay there is gone.
     pub fn misdirect_write(&mut self, n: u64, by: u64) {
         self.misdirect = Some((self.writes + n, by));
+    }
+
+    /// From now on every operation fails and changes nothing, until the process ends: the power of the disk is gone first.
+    pub const fn die(&mut self) {
+        self.dead = true;
     }
 
     /// Takes back the faults that were set and have not struck.
@@ -331,6 +338,9 @@ impl SimDisk {
     }
 
     fn carry_out(&mut self, op: &DiskOp) -> Result<DiskDone, DiskError> {
+        if self.dead {
+            return Err(DiskError::Io("simulated death of the disk".to_owned()));
+        }
         match op {
             DiskOp::Create { name, size: len } => {
                 let old = self.files.get(name).map_or(0, |f| f.current.len() as u64);

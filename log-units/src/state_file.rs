@@ -62,9 +62,10 @@ impl StateFile {
 }
 
 impl Unit {
-    /// Writes the state if it is to change.
+    /// Writes the state if it is to change, or if it is to be seen whether the disk works.
     pub(crate) fn write_state(&mut self) {
-        if self.poison.is_some() || self.state.in_flight.is_some() || self.state.is_idle() {
+        let wanted = !self.state.is_idle() || !self.doubts.is_empty();
+        if self.poison.is_some() || self.state.in_flight.is_some() || !wanted {
             return;
         }
         let trim = self.state.wanted_trim;

@@ -8,6 +8,7 @@ use milonga_protocol::{ClusterId, Epoch, Position, Time};
 
 use crate::config::{OpenError, UnitConfig};
 use crate::disk::{DiskDone, DiskError, DiskOp, FileName, OpId};
+use crate::doubts::{self, Doubts};
 use crate::epochs::Epochs;
 use crate::files::Files;
 use crate::format::{Owner, Superblock};
@@ -50,6 +51,7 @@ pub struct Unit {
     pub(crate) index: Index,
     pub(crate) writer: Writer,
     pub(crate) reader: Reader,
+    pub(crate) doubts: Doubts,
     pub(crate) files: Files,
     pub(crate) scrub: Scrub,
     pub(crate) parked: Vec<Parked>,
@@ -122,6 +124,7 @@ impl Unit {
             index: Index::default(),
             writer: Writer::default(),
             files: Files::default(),
+            doubts: Doubts::default(),
             scrub: Scrub::default(),
             parked: Vec::new(),
             mark: Position::ZERO,
@@ -235,6 +238,9 @@ impl Unit {
             return;
         };
         self.pace.ended(self.now, op);
+        if doubts::is_synced_write(&what) {
+            self.write_ended(op, &result);
+        }
         match what {
             Op::Recovery => self.recovery_done(result),
             Op::Batch => self.batch_done(result),
@@ -304,6 +310,11 @@ impl Unit {
         }
         self.ops.insert(id, what);
         self.effects.push_back(UnitEffect::Disk(id, op));
+    }
+
+    /// The operation that was submitted last.
+    pub(crate) const fn last_op(&self) -> OpId {
+        OpId(self.next_op)
     }
 
     pub(crate) fn reply(&mut self, call: CallId, response: UnitResponse, body: Bytes) {

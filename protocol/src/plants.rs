@@ -93,6 +93,8 @@ plants! {
     FillOverPending,
     /// A failed write or sync is taken for done (F26).
     DiskErrorIgnored,
+    /// A read that failed is damage, whether or not the disk still works (rule 11).
+    ReadErrorIsLost,
     /// A restarted unit cuts the last batch though it is whole, now and then (rule 27; F25).
     CutsWholeBatch,
     /// A trim is reported and forgotten, now and then (rule 22; F10).

@@ -257,6 +257,46 @@ fn whoever_comes_back_first_is_not_to_blame_for_what_all_suffer() {
     world.heal_and_check();
 }
 
+/// Before they are gone, all say that their disks fail: whoever is back a moment later is not left out.
+#[test]
+fn nobody_is_left_out_when_the_power_fails_for_all_again_and_again() {
+    let mut world = pair(102);
+    for _ in 0..8 {
+        for unit in ["unit-00", "unit-01"].map(name) {
+            world.units.get_mut(&unit).expect("a unit").poisoned = true;
+            world.hello(&unit);
+        }
+        world.run_for(300);
+        for unit in ["unit-00", "unit-01"] {
+            world.restart(&name(unit));
+            world.run_for(10);
+        }
+        world.run_for(1_600);
+        assert!(world.is_served(), "{:?}", world.core().facts());
+        assert_eq!(active(&mut world), [["unit-00", "unit-01"]]);
+    }
+    world.heal_and_check();
+}
+
+#[test]
+fn who_is_out_comes_back_though_its_whole_chain_starts_again_and_again() {
+    let mut world = pair(103);
+    for round in 0..8 {
+        for unit in ["unit-00", "unit-01"] {
+            world.restart(&name(unit));
+        }
+        if round == 3 {
+            world.down = vec![name("unit-00")];
+            world.run_for(1_000);
+            assert_eq!(active(&mut world), [["unit-01"]]);
+            world.down.clear();
+        }
+        world.run_for(2_000);
+    }
+    assert_eq!(active(&mut world), [["unit-01", "unit-00"]]);
+    world.heal_and_check();
+}
+
 #[test]
 fn a_calm_spare_takes_over_from_a_sequencer_that_starts_again_and_again() {
     for dies in [false, true] {

@@ -30,6 +30,8 @@ pub(super) struct Unit {
     /// Forgotten by a restart.
     sealed_for: Epoch,
     serving: Option<Layout>,
+    /// Its disk failed in this run.
+    pub(super) poisoned: bool,
     /// What it says of its disk.
     pub(super) disk_micros: Option<u32>,
 }
@@ -48,6 +50,7 @@ impl Unit {
             mark: Position::ZERO,
             sealed_for: Epoch::NONE,
             serving: None,
+            poisoned: false,
             disk_micros: None,
         }
     }
@@ -55,6 +58,7 @@ impl Unit {
     pub(super) fn restart(&mut self) {
         self.sealed_for = Epoch::NONE;
         self.serving = None;
+        self.poisoned = false;
     }
 
     pub(super) fn serves(&self) -> Epoch {
@@ -73,7 +77,7 @@ impl Unit {
             persisted: self.persisted,
             serving: self.serves(),
             empty: self.cluster.is_none() && self.cells.is_empty(),
-            poisoned: false,
+            poisoned: self.poisoned,
             damaged: !self.lost.is_empty(),
             disk_micros: self.disk_micros,
         }

@@ -277,7 +277,7 @@ impl World {
         self.slow.get(name).map_or(0, |ms| ms * 1_000)
     }
 
-    fn hello(&mut self, name: &ServerName) {
+    pub(super) fn hello(&mut self, name: &ServerName) {
         let hello = Hello {
             name: name.clone(),
             address: format!("{name}:1"),

@@ -6,7 +6,7 @@ use milonga_protocol::{EncodedEntry, Entry, EntryId, Epoch, Position, WriterId};
 
 use super::rig::*;
 use crate::sim::SimDisk;
-use crate::{DiskError, OpenError, UnitConfig};
+use crate::{DiskDone, DiskError, OpId, OpenError, UnitConfig, UnitEffect};
 
 const FIRST: &str = "segment-0000000000000001.log";
 
@@ -231,6 +231,73 @@ fn a_bad_sector_costs_its_entry_and_no_neighbour() {
     assert_eq!(answers.len(), 10);
     assert_eq!(answers.iter().position(lost), Some(4));
     assert_eq!(rig.fact("lost_on_read"), "1");
+}
+
+/// A disk that is gone has lost nothing that is known of: else, where the power fails for all, all would say `Lost`.
+#[test]
+fn what_a_dead_disk_does_not_give_is_not_lost() {
+    for settled in [false, true] {
+        let (mut rig, _) = ten_uncached(4);
+        if settled {
+            rig.seal(3);
+        }
+        rig.disk.die();
+        let read = UnitRequest::Read {
+            epoch: Epoch(2),
+            settled: Position(10),
+            positions: (0..10).map(Position).collect(),
+        };
+        for _ in 0..2 {
+            let answer = rig.ask(read.clone());
+            let Response::Refused(Refusal::Poisoned { why }) = &answer else {
+                panic!("{answer:?}");
+            };
+            assert!(why.contains("death of the disk"), "{why}");
+        }
+        assert!(rig.hello().unwrap().poisoned);
+        assert_eq!(rig.fact("lost_on_read"), "0");
+
+        let mut rig = rig.after_crash(7);
+        rig.open_epoch(4, 10);
+        for position in 0..10 {
+            let (answer, _) = rig.read_one(4, position);
+            assert!(matches!(answer, UnitReadAnswer::Data { .. }), "{answer:?}");
+        }
+    }
+}
+
+/// The write that proves that the disk works has to begin after the read failed.
+#[test]
+fn a_write_that_began_before_proves_nothing() {
+    let (mut rig, _) = ten_uncached(4);
+    let broken = || Err(DiskError::Io("broken".to_owned()));
+    let (request, body) = write(2, &[(10, Some(entry(10, 10, &[5], 40)))]);
+    rig.send(request, body);
+    let batch = disk_op(&mut rig);
+    let read = UnitRequest::Read {
+        epoch: Epoch(2),
+        settled: Position(0),
+        positions: vec![Position(4)],
+    };
+    let call = rig.send(read, Bytes::new());
+    let read = disk_op(&mut rig);
+    rig.unit.disk_done(rig.now, read, broken());
+    let state = disk_op(&mut rig);
+    rig.unit.disk_done(rig.now, batch, Ok(DiskDone::Done));
+    rig.poll();
+    assert!(!rig.replies.contains_key(&call));
+    rig.unit.disk_done(rig.now, state, broken());
+    rig.poll();
+    assert!(is_poisoned(&rig.replies[&call].0));
+}
+
+/// The one operation that the unit wants next, which stays under way.
+fn disk_op(rig: &mut Rig) -> OpId {
+    let effects: Vec<_> = std::iter::from_fn(|| rig.unit.poll_effect()).collect();
+    let [UnitEffect::Disk(id, _)] = effects[..] else {
+        panic!("{effects:?}");
+    };
+    id
 }
 
 /// A process without descriptors or memory has not looked at the disk.

@@ -226,6 +226,7 @@ impl Stage<'_> {
                         .slow(name, if on.is_some() { *factor } else { 1 });
                 }
             }
+            FaultKind::DisksDie => self.disks_die(on.is_some()),
             FaultKind::Storm(rate) => self.network.storm(if on.is_some() { *rate } else { 0 }),
             FaultKind::Clock(process, jump, rate) => {
                 let Some(id) = self.running(*process) else {
@@ -239,6 +240,21 @@ impl Stage<'_> {
                 }
             }
             _ => self.switch_disk(kind, on),
+        }
+    }
+
+    /// The disks of all units are dead, or the power is back.
+    fn disks_die(&mut self, on: bool) {
+        for name in self.names {
+            let Some(disk) = self.cluster.disk(name).cloned() else {
+                continue;
+            };
+            if on {
+                disk.with_sim(SimDisk::die);
+            } else if self.cluster.process(name).is_some() {
+                self.cluster.stop(name, End::PowerLoss);
+                self.cluster.start(name);
+            }
         }
     }
 

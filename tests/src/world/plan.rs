@@ -104,6 +104,8 @@ pub enum FaultKind {
     Stop(usize, End),
     /// All servers end at once, and start again one by one within the fault's time.
     StopAll(End),
+    /// The disks of all units fail at once; when the fault is over their power is lost, and they start again.
+    DisksDie,
     /// A process stands still.
     Pause(usize),
     /// What the first say does not reach the second; both ways if so.
@@ -158,6 +160,7 @@ impl FaultKind {
             Self::Stop(_, End::PowerLoss) => "power loss",
             Self::StopAll(End::Kill) => "kill of all",
             Self::StopAll(End::PowerLoss) => "power loss of all",
+            Self::DisksDie => "death of all disks",
             Self::Pause(_) => "pause",
             Self::Partition(_, _, true) => "partition",
             Self::Partition(_, _, false) => "one-way partition",
@@ -483,6 +486,7 @@ impl<'a> Faults<'a> {
             0 | 1 => FaultKind::Stop(any, End::Kill),
             2 => FaultKind::Stop(server, End::PowerLoss),
             3 => FaultKind::StopAll(End::Kill),
+            4 if self.rng.happens(500_000) => FaultKind::DisksDie,
             4 => FaultKind::StopAll(End::PowerLoss),
             5 => FaultKind::Pause(any),
             6 | 7 => self.partition(),
@@ -555,7 +559,7 @@ mod tests {
             assert_eq!(servers + plan.shape.clients, plan.shape.processes());
             kinds.extend(plan.faults.iter().map(|fault| fault.kind.name()));
         }
-        assert_eq!(kinds.len(), 20, "{kinds:?}");
+        assert_eq!(kinds.len(), 21, "{kinds:?}");
     }
 
     #[test]
