@@ -285,7 +285,8 @@ impl LayoutCore {
         let more = layout.segments.last().map_or(0, |last| last.chains.len());
         let join = |name: &ServerName| {
             let ready = self.joining.ready.get(name)?;
-            let outside = self.is_ready(name) && self.member(name).is_none();
+            let calm = self.is_ready(name) && !self.is_restless(name);
+            let outside = calm && self.member(name).is_none();
             let (name, id) = (name.clone(), ready.id);
             let chain = u16::try_from(more).ok()?;
             outside.then_some(Join { name, id, chain })

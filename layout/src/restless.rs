@@ -19,6 +19,8 @@ use crate::core::LayoutCore;
 /// So many restarts within so long a time are too many. Two are forgiven: somebody restarts a server, and then once more.
 const TOO_MANY: usize = 3;
 const WITHIN: Duration = Duration::from_secs(10);
+/// So many restarts are counted: who has more within that time is no worse.
+const COUNTED: usize = 8;
 /// A restless server is trusted again once it has run for so long, and after twice as long each further time.
 const CALM_FOR: Duration = Duration::from_secs(10);
 const CALM_FOR_AT_MOST: Duration = Duration::from_secs(60);
@@ -28,7 +30,7 @@ const FORGOTTEN_AFTER: Duration = Duration::from_secs(300);
 /// When a server was restarted lately.
 #[derive(Debug, Default)]
 pub(crate) struct Starts {
-    /// The last [`TOO_MANY`] restarts, the oldest first.
+    /// The last [`COUNTED`] restarts, the oldest first.
     lately: VecDeque<Time>,
     /// The run before the present one: its last hello may have been overtaken, and is no start.
     before: Option<Incarnation>,
@@ -44,13 +46,13 @@ impl Starts {
         if self.before.replace(old) == Some(new) {
             return;
         }
-        if self.lately.len() == TOO_MANY {
+        if self.lately.len() == COUNTED {
             self.lately.pop_front();
         }
         self.lately.push_back(now);
         if self.is_restless(now) {
             self.last = now;
-        } else if self.lately.len() == TOO_MANY && self.span() <= WITHIN {
+        } else if self.within(now) >= TOO_MANY {
             if now.since(self.last) >= FORGOTTEN_AFTER {
                 self.times = 0;
             }
@@ -59,9 +61,16 @@ impl Starts {
         }
     }
 
-    /// Within what time the last restarts were.
+    /// How many restarts there were lately.
+    fn within(&self, now: Time) -> usize {
+        let lately = self.lately.iter().filter(|at| now.since(**at) <= WITHIN);
+        lately.count()
+    }
+
+    /// Within what time the last [`TOO_MANY`] restarts were.
     fn span(&self) -> Duration {
-        match (self.lately.front(), self.lately.back()) {
+        let first = self.lately.iter().rev().take(TOO_MANY).last();
+        match (first, self.lately.back()) {
             (Some(first), Some(last)) => last.since(*first),
             _ => Duration::ZERO,
         }
@@ -77,10 +86,12 @@ impl Starts {
         self.times > 0 && now < self.trusted_at()
     }
 
-    /// Whether it is restless or would be with its next start: where the power fails for all, one comes back first.
-    fn is_nearly_restless(&self, now: Time) -> bool {
-        let lately = self.lately.iter().filter(|at| now.since(**at) <= WITHIN);
-        self.is_restless(now) || lately.count() + 1 >= TOO_MANY
+    /// Whether it is as bad as `other`, which is restless: it starts again and again as often. Where the power fails for
+    /// all, one comes back first, so its next start is counted.
+    fn is_no_better_than(&self, other: &Self, now: Time) -> bool {
+        let with_next = self.within(now) + 1;
+        let is_bad = self.is_restless(now) || with_next >= TOO_MANY;
+        is_bad && with_next >= other.within(now)
     }
 
     /// In words and numbers, if it is restless.
@@ -107,10 +118,11 @@ impl LayoutCore {
         self.heard.starts(name)?.words(self.now)
     }
 
-    /// Whether the unit is restless or would be with its next start.
-    fn is_nearly_restless(&self, unit: UnitIndex) -> bool {
+    /// Whether the member `unit` starts as often as `name`, which is restless.
+    fn is_no_better(&self, unit: UnitIndex, name: &ServerName) -> bool {
         let starts = self.heard.starts(self.unit_name(unit));
-        starts.is_some_and(|starts| starts.is_nearly_restless(self.now))
+        let both = starts.zip(self.heard.starts(name));
+        both.is_some_and(|(starts, of_name)| starts.is_no_better_than(of_name, self.now))
     }
 
     /// The restless member `unit`, and who of its chains is no better.
@@ -118,7 +130,7 @@ impl LayoutCore {
         let chains = layout.segments.iter().flat_map(|s| &s.chains);
         let its = chains.filter(|chain| chain.contains(&unit));
         let mut beside: BTreeSet<_> = its.flatten().copied().collect();
-        beside.retain(|other| self.is_nearly_restless(*other));
+        beside.retain(|other| self.is_no_better(*other, self.unit_name(unit)));
         beside.insert(unit);
         beside
     }
@@ -135,8 +147,8 @@ impl LayoutCore {
     pub(crate) fn is_calm_enough(&self, name: &ServerName, chain: u16) -> bool {
         let last = self.history.current().and_then(|l| l.segments.last());
         let chain = last.and_then(|last| last.chains.get(usize::from(chain)));
-        let all_restless = |chain: &Vec<_>| chain.iter().all(|unit| self.is_nearly_restless(*unit));
-        !self.is_restless(name) || chain.is_some_and(all_restless)
+        let all_as_bad = |chain: &Vec<_>| chain.iter().all(|unit| self.is_no_better(*unit, name));
+        !self.is_restless(name) || chain.is_some_and(all_as_bad)
     }
 
     /// Takes those members in that are restless and that their chains can do without: what is left is enough, and calm.

@@ -110,7 +110,7 @@ impl DiskOp {
 }
 
 /// Ties a completion to its operation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OpId(pub u64);
 
 /// A disk. The unit's host calls `submit` for each effect and feeds `completed` back to the core.

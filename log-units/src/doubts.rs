@@ -2,8 +2,16 @@
 //!
 //! A bad sector is damage: this replica has lost an entry, says so, and is given it back. A disk that is gone says nothing
 //! of what it holds. Where the power fails for a whole chain all its replicas would say `Lost`, which a reader takes for the
-//! end, though a restart has it all. So a read that failed waits until a write that was begun after it is durable: only a
-//! disk that works can have lost something. If the write fails, too, the unit is poisoned, and readers are to ask again.
+//! end, though a restart has it all. So only a disk that works can have lost something:
+//!
+//! ```text
+//! read fails --> a write that begins now --> read again, fails --> a write that begins now --> damage
+//!                  | fails: poison             '-> there after all    | fails: poison
+//!                  v                                                  v
+//!               nobody knows                                       nobody knows
+//! ```
+
+use std::collections::BTreeSet;
 
 use milonga_protocol::plants::{self, Plant};
 
@@ -11,56 +19,80 @@ use crate::disk::{DiskDone, DiskError, OpId};
 use crate::reader::Found;
 use crate::unit::{Op, Unit};
 
-/// Reads that wait. Each holds one of the few reads that may be under way, which bounds them.
+/// Reads of one entry each that failed.
 #[derive(Debug, Default)]
 pub(crate) struct Doubts {
-    /// Each with the last operation that was submitted before it failed.
-    reads: Vec<(u64, OpId)>,
+    /// They wait for a write that was submitted after this operation.
+    waiting: Vec<(u64, OpId)>,
+    /// Those of them, and of the reads under way, that had failed before.
+    failed_before: BTreeSet<u64>,
+    /// The synced write that was submitted last.
+    last_write: OpId,
 }
 
 impl Doubts {
-    /// Whether a write is wanted.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.reads.is_empty()
+    /// Whether a write is wanted, and none is under way that will do.
+    pub(crate) fn want_write(&self) -> bool {
+        let mut waiting = self.waiting.iter();
+        waiting.any(|(_, after)| *after >= self.last_write)
+    }
+
+    pub(crate) fn submitted(&mut self, what: &Op, op: OpId) {
+        if is_synced_write(what) {
+            self.last_write = op;
+        }
+    }
+
+    /// What came of a read is known.
+    pub(crate) fn over(&mut self, read: u64) {
+        self.failed_before.remove(&read);
     }
 }
 
 impl Unit {
     /// The disk refused the read of one entry.
-    pub(crate) fn doubt(&mut self, chunk: u64) {
+    pub(crate) fn doubt(&mut self, read: u64) {
         if plants::active(Plant::ReadErrorIsLost) {
-            return self.chunk_found(chunk, &Found::Nothing);
-        }
-        match &self.poison {
-            Some(why) => {
-                let found = Found::NotNow(why.clone());
-                self.chunk_found(chunk, &found);
-            }
-            None => {
-                let before = self.last_op();
-                self.doubts.reads.push((chunk, before));
-            }
+            self.chunk_found(read, &Found::Nothing);
+        } else if let Some(why) = self.poison.clone() {
+            self.doubts.over(read);
+            self.chunk_found(read, &Found::Withheld(why));
+        } else {
+            self.doubts.waiting.push((read, self.last_op()));
         }
     }
 
-    /// A write ended. A disk that says it is full works.
+    /// A synced write ended: whoever waited for it knows more.
     pub(crate) fn write_ended(&mut self, op: OpId, result: &Result<DiskDone, DiskError>) {
-        if !matches!(result, Ok(_) | Err(DiskError::Full)) {
-            return;
+        let full = match result {
+            Ok(_) => None,
+            Err(full @ DiskError::Full) => Some(full.to_string()),
+            // The unit is being poisoned.
+            Err(_) => return,
+        };
+        let waiting = std::mem::take(&mut self.doubts.waiting);
+        let (known, still): (Vec<_>, _) = waiting.into_iter().partition(|(_, after)| *after < op);
+        self.doubts.waiting = still;
+        for (read, _) in known {
+            if let Some(why) = &full {
+                // Some say so without having asked the disk.
+                self.doubts.over(read);
+                self.chunk_found(read, &Found::Withheld(why.clone()));
+            } else if self.doubts.failed_before.insert(read) {
+                self.reader.again(read);
+            } else {
+                self.doubts.over(read);
+                self.chunk_found(read, &Found::Nothing);
+            }
         }
-        let reads = std::mem::take(&mut self.doubts.reads);
-        let (damaged, waiting) = reads.into_iter().partition(|(_, before)| *before < op);
-        self.doubts.reads = waiting;
-        let damaged: Vec<_> = damaged;
-        for (chunk, _) in damaged {
-            self.chunk_found(chunk, &Found::Nothing);
-        }
+        self.submit_reads();
     }
 
     /// The disk failed: nothing is known of what could not be read.
     pub(crate) fn doubts_stay(&mut self, why: &str) {
-        for (chunk, _) in std::mem::take(&mut self.doubts.reads) {
-            self.chunk_found(chunk, &Found::NotNow(why.to_owned()));
+        for (read, _) in std::mem::take(&mut self.doubts.waiting) {
+            self.doubts.over(read);
+            self.chunk_found(read, &Found::Withheld(why.to_owned()));
         }
     }
 }

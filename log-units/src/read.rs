@@ -30,6 +30,14 @@ pub(crate) enum Purpose {
     Scrub,
 }
 
+impl Job<Purpose> {
+    /// Whether what could not be read comes first, so that there is no answer that stops before it.
+    fn gives_nothing(&self) -> bool {
+        let first = self.slots.first();
+        matches!(first, Some((_, Slot::Later))) || matches!(self.purpose, Purpose::Compare(_))
+    }
+}
+
 impl Unit {
     pub(crate) fn read(
         &mut self,
@@ -178,7 +186,7 @@ impl Unit {
         }
     }
 
-    fn submit_reads(&mut self) {
+    pub(crate) fn submit_reads(&mut self) {
         while let Some(read) = self.reader.next_read() {
             self.counters.disk_reads += 1;
             let op = DiskOp::ReadAt {
@@ -191,12 +199,14 @@ impl Unit {
     }
 
     pub(crate) fn chunk_done(&mut self, chunk: u64, result: Result<DiskDone, DiskError>) {
+        self.reader.ended();
         let found = match result {
             Ok(DiskDone::Read(bytes)) => Found::Bytes(bytes),
             Err(DiskError::Busy(why)) => Found::NotNow(why),
             Err(DiskError::Io(_)) if self.reader.is_single(chunk) => return self.doubt(chunk),
             _ => Found::Nothing,
         };
+        self.doubts.over(chunk);
         self.chunk_found(chunk, &found);
     }
 
@@ -241,6 +251,11 @@ impl Unit {
             return self.scrubbed(&job);
         }
         if let Some(what) = job.not_now.take() {
+            return self.refuse(job.call, Refusal::Busy { what });
+        }
+        if let Some(what) = job.withheld.take()
+            && job.gives_nothing()
+        {
             let refusal = self.poisoned().unwrap_or(Refusal::Busy { what });
             return self.refuse(job.call, refusal);
         }

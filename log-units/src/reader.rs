@@ -42,6 +42,8 @@ pub(crate) struct Job<P> {
     pub(crate) slots: Vec<(Position, Slot)>,
     /// Why the disk could not be asked. Then nothing is known of what was to be read.
     pub(crate) not_now: Option<String>,
+    /// Why some entries, which are `Later` now, could not be read.
+    pub(crate) withheld: Option<String>,
     /// Chunks under way.
     missing: usize,
     /// Bytes of entries so far, guessed where they are not read.
@@ -68,6 +70,8 @@ pub(crate) enum Found {
     Nothing,
     /// The disk was not asked at all, and why.
     NotNow(String),
+    /// The disk gave nothing, and nobody knows whether there is something: why.
+    Withheld(String),
 }
 
 /// Jobs, reads and the cache. `P` says what a job is for.
@@ -179,6 +183,7 @@ impl<P> ReaderOf<P> {
             purpose,
             slots,
             not_now: None,
+            withheld: None,
             missing: 0,
             bytes,
             budget,
@@ -247,6 +252,16 @@ impl<P> ReaderOf<P> {
         })
     }
 
+    /// A read ended: another one may be under way. What it gave is told to [`Self::done`], or it is asked for again.
+    pub(crate) const fn ended(&mut self) {
+        self.running = self.running.saturating_sub(1);
+    }
+
+    /// Asks once more for what a read did not give.
+    pub(crate) fn again(&mut self, chunk: u64) {
+        self.queue.push_back(chunk);
+    }
+
     /// Whether a read is about one entry only.
     pub(crate) fn is_single(&self, chunk: u64) -> bool {
         self.chunks.get(&chunk).is_some_and(|c| c.wants.len() == 1)
@@ -266,7 +281,6 @@ impl<P> ReaderOf<P> {
         generation: u64,
         found: &Found,
     ) -> (Option<Job<P>>, Vec<(Position, Place)>) {
-        self.running = self.running.saturating_sub(1);
         let mut damaged = Vec::new();
         let Some(chunk) = self.chunks.remove(&id) else {
             return (None, damaged);
@@ -285,6 +299,15 @@ impl<P> ReaderOf<P> {
             Found::Nothing => None,
             Found::NotNow(why) => {
                 job.not_now = Some(why.clone());
+                return (self.one_less(chunk.job), damaged);
+            }
+            Found::Withheld(why) => {
+                for (slot, _) in &chunk.wants {
+                    if let Some((_, value)) = job.slots.get_mut(*slot) {
+                        *value = Slot::Later;
+                    }
+                }
+                job.withheld = Some(why.clone());
                 return (self.one_less(chunk.job), damaged);
             }
         };

@@ -55,6 +55,11 @@ impl Unit {
         if self.scrub.next == (0, 0) {
             self.scrub.began = self.now;
         }
+        // What is found could not be given back.
+        if self.poison.is_some() {
+            self.scrub.at = None;
+            return;
+        }
         // People go first.
         if self.reader.is_busy() {
             self.scrub.at = Some(self.now.after(FIRST_AFTER));
@@ -97,7 +102,7 @@ impl Unit {
         let rate = self.config.scrub_bytes_per_second.max(1);
         let micros = bytes.saturating_mul(1_000_000) / rate;
         // A disk that was not asked is left alone for a moment.
-        let pause = if job.not_now.is_some() {
+        let pause = if job.not_now.is_some() || job.withheld.is_some() {
             FIRST_AFTER
         } else {
             Duration::from_micros(micros.max(1_000))

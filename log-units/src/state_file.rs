@@ -45,9 +45,13 @@ impl StateFile {
         self.trims.push((call, below));
     }
 
-    /// Whether nothing is being written or waits to be.
+    /// Whether nothing new is being written or waits to be.
     pub(crate) fn is_idle(&self) -> bool {
-        self.in_flight.is_none()
+        let is_new = |next: &State| {
+            let State { epoch, trim, .. } = self.durable;
+            (next.epoch, next.trim) != (epoch, trim)
+        };
+        !self.in_flight.as_ref().is_some_and(is_new)
             && self.wanted_epoch == self.durable.epoch
             && self.wanted_trim == self.durable.trim
     }
@@ -64,7 +68,7 @@ impl StateFile {
 impl Unit {
     /// Writes the state if it is to change, or if it is to be seen whether the disk works.
     pub(crate) fn write_state(&mut self) {
-        let wanted = !self.state.is_idle() || !self.doubts.is_empty();
+        let wanted = !self.state.is_idle() || self.doubts.want_write();
         if self.poison.is_some() || self.state.in_flight.is_some() || !wanted {
             return;
         }

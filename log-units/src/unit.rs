@@ -308,6 +308,7 @@ impl Unit {
         if what == Op::Batch {
             self.pace.began(self.now, id, op.bytes());
         }
+        self.doubts.submitted(&what, id);
         self.ops.insert(id, what);
         self.effects.push_back(UnitEffect::Disk(id, op));
     }

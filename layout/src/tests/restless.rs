@@ -278,6 +278,36 @@ fn nobody_is_left_out_when_the_power_fails_for_all_again_and_again() {
     world.heal_and_check();
 }
 
+/// Two restarts of the other replica are no excuse: it was restarted for another reason.
+#[test]
+fn two_restarts_of_one_do_not_excuse_the_many_of_the_other() {
+    let mut world = pair(104);
+    for _ in 0..2 {
+        world.restart(&name("unit-01"));
+        world.run_for(300);
+    }
+    let (of, after) = (is_open as fn(&Request) -> bool, None);
+    world.dies.insert(name("unit-00"), Dies { of, after });
+    world.restart(&name("unit-00"));
+    world.run_for(3_000);
+    assert_eq!(active(&mut world), [["unit-01"]]);
+    // Nor is it taken in again for the like.
+    for round in 0..60 {
+        world.restart(&name("unit-00"));
+        if round == 30 || round == 35 {
+            world.restart(&name("unit-01"));
+        }
+        world.run_for(300);
+        if round > 40 {
+            assert!(world.core().is_idle(), "{:?}", world.core().facts());
+        }
+        assert_eq!(active(&mut world), [["unit-01"]]);
+    }
+    world.dies.clear();
+    world.run_for(61_000);
+    world.heal_and_check();
+}
+
 #[test]
 fn who_is_out_comes_back_though_its_whole_chain_starts_again_and_again() {
     let mut world = pair(103);

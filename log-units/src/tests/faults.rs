@@ -266,6 +266,79 @@ fn what_a_dead_disk_does_not_give_is_not_lost() {
     }
 }
 
+#[test]
+fn what_a_second_read_gives_is_not_lost() {
+    let (mut rig, _) = ten_uncached(4);
+    let broken = DiskError::Io("the path is gone for a moment".to_owned());
+    rig.disk.fail_reads(FIRST, 0..u64::MAX, broken);
+    let read = UnitRequest::Read {
+        epoch: Epoch(2),
+        settled: Position(0),
+        positions: vec![Position(4)],
+    };
+    let call = rig.send(read, Bytes::new());
+    assert!(rig.step(), "the read");
+    rig.disk.heal();
+    rig.run();
+    let answer = &rig.replies[&call].0;
+    let Response::Unit(UnitResponse::Values { answers, .. }) = answer else {
+        panic!("{answer:?}");
+    };
+    assert!(matches!(answers[..], [UnitReadAnswer::Data { .. }]));
+    assert_eq!(rig.fact("lost_on_read"), "0");
+}
+
+#[test]
+fn a_poisoned_unit_gives_what_lies_before_a_bad_sector_and_after_it() {
+    let (mut rig, at) = ten_uncached(4);
+    let settled = UnitRequest::Told {
+        epoch: Epoch(2),
+        settled: Position(10),
+    };
+    rig.ask(settled);
+    rig.disk.fail_sync(0);
+    let failed = rig.write_values(2, &[(10, Some(entry(10, 10, &[5], 40)))]);
+    assert!(is_poisoned(&failed), "{failed:?}");
+    let broken = DiskError::Io("a bad sector".to_owned());
+    rig.disk.fail_reads(FIRST, at..at + 8, broken);
+    let mut read = |from: u64| {
+        let positions: Vec<u64> = (from..10).collect();
+        rig.read_full(2, &positions).0
+    };
+    for (from, given) in [(0, 4), (5, 5)] {
+        let answer = read(from);
+        let Response::Unit(UnitResponse::Values { answers, .. }) = &answer else {
+            panic!("{answer:?}");
+        };
+        assert_eq!(answers.len(), given);
+    }
+    assert!(is_poisoned(&read(4)));
+    // What is found could not be given back, so nothing is looked for.
+    let reads = rig.fact("disk_reads");
+    rig.pass(120_000);
+    rig.pass(1_000);
+    assert_eq!(rig.fact("disk_reads"), reads);
+}
+
+/// A seal waits for no write that only asks whether the disk works.
+#[test]
+fn a_bad_sector_holds_up_no_seal() {
+    let (mut rig, _) = ten_uncached(4);
+    let read = UnitRequest::Read {
+        epoch: Epoch(2),
+        settled: Position(0),
+        positions: vec![Position(4)],
+    };
+    rig.send(read, Bytes::new());
+    let read = disk_op(&mut rig);
+    rig.unit
+        .disk_done(rig.now, read, Err(DiskError::Io("broken".to_owned())));
+    disk_op(&mut rig);
+    let call = rig.send(UnitRequest::Seal { epoch: Epoch(3) }, Bytes::new());
+    rig.poll();
+    assert!(rig.replies.contains_key(&call));
+}
+
 /// The write that proves that the disk works has to begin after the read failed.
 #[test]
 fn a_write_that_began_before_proves_nothing() {

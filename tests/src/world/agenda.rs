@@ -245,7 +245,8 @@ impl Stage<'_> {
 
     /// The disks of all units are dead, or the power is back.
     fn disks_die(&mut self, on: bool) {
-        for name in self.names {
+        let units = self.names.iter();
+        for name in units.filter(|name| name.as_str().starts_with("unit-")) {
             let Some(disk) = self.cluster.disk(name).cloned() else {
                 continue;
             };
