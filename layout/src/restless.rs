@@ -69,7 +69,8 @@ impl Starts {
 
     /// Within what time the last [`TOO_MANY`] restarts were.
     fn span(&self) -> Duration {
-        let first = self.lately.iter().rev().take(TOO_MANY).last();
+        let first = self.lately.len().saturating_sub(TOO_MANY);
+        let first = self.lately.get(first);
         match (first, self.lately.back()) {
             (Some(first), Some(last)) => last.since(*first),
             _ => Duration::ZERO,
