@@ -8,6 +8,7 @@ use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
 use milonga_node::{
     Affected, Damage, LookError, Remark, SegmentReport, SegmentState, UnitDirectory, UnitReport,
 };
+use milonga_protocol::Position;
 use serde_json::{Value, json};
 
 use super::output::{self, Failure};
@@ -117,7 +118,7 @@ fn lost(report: &UnitReport) -> u64 {
 // -------------------------------------------------------------------------------------------------------- as JSON
 
 fn inspected(path: &Path, user: Option<&str>, report: &UnitReport) -> Value {
-    let state = report.state;
+    let state = report.state.as_ref();
     json!({
         "directory": path,
         "in_use_by": user,
@@ -127,6 +128,7 @@ fn inspected(path: &Path, user: Option<&str>, report: &UnitReport) -> Value {
         "format": report.format,
         "epoch": state.map(|state| state.epoch.0),
         "trimmed": state.map(|state| state.trim.0),
+        "voids": state.map(|state| state.voids.iter().map(void).collect::<Vec<_>>()),
         "settled": report.settled.0,
         "high": report.high.0,
         "batches": report.batches,
@@ -159,6 +161,10 @@ fn segment(segment: &SegmentReport) -> Value {
         "first": segment.positions.map(|(first, _)| first.0),
         "last": segment.positions.map(|(_, last)| last.0),
     })
+}
+
+fn void((batch, from): &(u64, Position)) -> Value {
+    json!({ "batch": batch, "from": from.0 })
 }
 
 fn ranges(report: &UnitReport) -> Vec<Value> {
@@ -248,7 +254,7 @@ fn describe(path: &Path, user: Option<&str>, report: &UnitReport) -> String {
 }
 
 /// What there is to say of the whole.
-fn facts(path: &Path, user: Option<&str>, report: &UnitReport) -> [(&'static str, String); 6] {
+fn facts(path: &Path, user: Option<&str>, report: &UnitReport) -> Vec<(&'static str, String)> {
     let unknown = || "unknown".to_owned();
     let in_use = match user {
         None => "not in use".to_owned(),
@@ -257,7 +263,7 @@ fn facts(path: &Path, user: Option<&str>, report: &UnitReport) -> [(&'static str
         }
     };
     let cluster = report.cluster.map(|cluster| cluster.to_string());
-    let state = report.state;
+    let state = report.state.as_ref();
     let trim = state.map_or_else(unknown, |state| state.trim.to_string());
     let positions = format!(
         "trimmed below {trim}, settled below {}, nothing at or above {}",
@@ -274,7 +280,7 @@ fn facts(path: &Path, user: Option<&str>, report: &UnitReport) -> [(&'static str
         many(report.streams, "stream"),
         many(report.junk, "position"),
     );
-    [
+    let mut facts = vec![
         ("cluster", cluster.unwrap_or_else(|| "none".to_owned())),
         ("directory", format!("{}, {in_use}", path.display())),
         (
@@ -284,7 +290,26 @@ fn facts(path: &Path, user: Option<&str>, report: &UnitReport) -> [(&'static str
         ("positions", positions),
         ("holds", holds),
         ("lost", lost_text(report)),
-    ]
+    ];
+    let voids = state.map_or(&[][..], |state| &state.voids);
+    if !voids.is_empty() {
+        facts.push(("void", void_text(voids)));
+    }
+    facts
+}
+
+/// The last voids.
+fn void_text(voids: &[(u64, Position)]) -> String {
+    const SHOWN: usize = 4;
+    let last = voids.iter().rev().take(SHOWN);
+    let last: Vec<_> = last
+        .map(|(batch, from)| format!("at or above {from} in batches up to {batch}"))
+        .collect();
+    let more = match voids.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!(" and {}", many(more as u64, "earlier one")),
+    };
+    format!("{}{more}", last.join(", "))
 }
 
 /// The first lost ranges.

@@ -16,7 +16,7 @@ pub struct UnitReport {
     pub name: Option<String>,
     /// Its cluster; `None` also while it has none.
     pub cluster: Option<ClusterId>,
-    /// Version of all formats in the directory.
+    /// Version of the formats in the directory.
     pub format: u8,
     /// The newest copy of its state; `None` if there is none that can be read.
     pub state: Option<StateReport>,
@@ -52,7 +52,7 @@ pub struct UnitReport {
 }
 
 /// What a unit must not forget.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StateReport {
     /// Number of this version of the state.
@@ -63,6 +63,8 @@ pub struct StateReport {
     pub trim: Position,
     /// Segments below this number were removed on purpose.
     pub first_segment: u64,
+    /// What is void: of what batches up to a number hold, everything at or above a position. Ascending.
+    pub voids: Vec<(u64, Position)>,
 }
 
 /// One segment file.
