@@ -388,12 +388,12 @@ impl Inspection {
 
     fn finish(&mut self) -> InspectionStep {
         self.stage = Stage::Over;
+        let owner = self.chain.owner;
         let mut report = std::mem::take(&mut self.chain).finish();
-        if let Some(superblock) = self.superblock.take() {
-            report.unit = Some(superblock.unit);
-            report.name = Some(superblock.name);
-            report.cluster = Some(superblock.cluster).filter(|c| *c != ClusterId::default());
-        }
+        report.unit = owner.map(|owner| owner.unit);
+        report.cluster = owner.map(|owner| owner.cluster);
+        report.cluster = report.cluster.filter(|c| *c != ClusterId::default());
+        report.name = self.superblock.take().map(|superblock| superblock.name);
         report.format = FORMAT_VERSION;
         report.bytes = self.all;
         InspectionStep::Ready(Box::new(report))

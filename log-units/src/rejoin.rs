@@ -103,6 +103,11 @@ impl Unit {
         };
         let limit = (limit as usize).clamp(1, ITEMS_PER_MESSAGE);
         let (positions, through) = self.lacking_of(&ranges, from, limit);
+        if positions.is_empty() && from <= self.trimmed() {
+            // All that is owed is here, and can be read: damage there was repaired.
+            let below = self.owed_below();
+            self.index.forget_suspects(below);
+        }
         let response = UnitResponse::Lacking { positions, through };
         self.reply(call, response, Bytes::new());
     }

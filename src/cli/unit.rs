@@ -141,6 +141,7 @@ fn inspected(path: &Path, user: Option<&str>, report: &UnitReport) -> Value {
         "segments": report.segments.iter().map(segment).collect::<Vec<_>>(),
         "lost": ranges(report),
         "lost_span": lost(report),
+        "lost_unknown": report.lost_is_unknown(),
         "damages": damages(report),
         "remarks": report.remarks.iter().map(remark).collect::<Vec<_>>(),
     })
@@ -205,6 +206,7 @@ fn verified(path: &Path, report: &UnitReport) -> Value {
         "records": report.records,
         "lost": ranges(report),
         "lost_span": lost(report),
+        "lost_unknown": report.lost_is_unknown(),
         "damages": damages(report),
         "damage": report.damage.iter().map(damage).collect::<Vec<_>>(),
         "remarks": report.remarks.iter().map(remark).collect::<Vec<_>>(),
@@ -262,7 +264,11 @@ fn facts(path: &Path, user: Option<&str>, report: &UnitReport) -> Vec<(&'static 
             format!("IN USE by process {user}: what it writes meanwhile may look torn or damaged")
         }
     };
-    let cluster = report.cluster.map(|cluster| cluster.to_string());
+    let cluster = match (report.cluster, report.unit) {
+        (Some(cluster), _) => cluster.to_string(),
+        (None, Some(_)) => "none".to_owned(),
+        (None, None) => unknown(),
+    };
     let state = report.state.as_ref();
     let trim = state.map_or_else(unknown, |state| state.trim.to_string());
     let positions = format!(
@@ -281,7 +287,7 @@ fn facts(path: &Path, user: Option<&str>, report: &UnitReport) -> Vec<(&'static 
         many(report.junk, "position"),
     );
     let mut facts = vec![
-        ("cluster", cluster.unwrap_or_else(|| "none".to_owned())),
+        ("cluster", cluster),
         ("directory", format!("{}, {in_use}", path.display())),
         (
             "epoch",
@@ -321,13 +327,15 @@ fn lost_text(report: &UnitReport) -> String {
         0 => String::new(),
         more => format!(" and {}", many(more as u64, "further range")),
     };
-    match lost(report) {
-        0 => "nothing".to_owned(),
-        most => format!(
-            "at most {}, in {}{more}",
-            many(most, "position"),
-            ranges.join(", ")
-        ),
+    let known = |most| {
+        let most = many(most, "position");
+        format!("at most {most}, in {}{more}", ranges.join(", "))
+    };
+    match (lost(report), report.lost_is_unknown()) {
+        (0, false) => "nothing".to_owned(),
+        (0, true) => "how much is not known".to_owned(),
+        (most, false) => known(most),
+        (most, true) => format!("{}; how much more is not known", known(most)),
     }
 }
 
@@ -412,11 +420,7 @@ fn lines(report: &UnitReport) -> String {
         return text;
     }
     let files: std::collections::BTreeSet<_> = report.damage.iter().map(|d| &d.file).collect();
-    let unknown = report
-        .damage
-        .iter()
-        .any(|d| d.affected == Affected::Unknown);
-    let lost = match (lost(report), unknown) {
+    let lost = match (lost(report), report.lost_is_unknown()) {
         (_, true) => "how much is lost is not known".to_owned(),
         (0, false) => "no position is lost".to_owned(),
         (most, false) => format!("at most {} lost", many(most, "position")),

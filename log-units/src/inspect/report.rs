@@ -10,11 +10,11 @@ use crate::disk::FileName;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct UnitReport {
-    /// Identity of the unit; `None` if its superblock cannot be read.
+    /// Identity of the unit; `None` if nothing says it that can be read.
     pub unit: Option<UnitId>,
-    /// Name of its process.
+    /// Name of its process; `None` if its superblock cannot be read.
     pub name: Option<String>,
-    /// Its cluster; `None` also while it has none.
+    /// Its cluster; `None` while it has none, and if nothing says it (then `unit` is `None`, too).
     pub cluster: Option<ClusterId>,
     /// Version of the formats in the directory.
     pub format: u8,
@@ -49,6 +49,15 @@ pub struct UnitReport {
     pub remarks: Vec<Remark>,
     /// Bytes of all files.
     pub bytes: u64,
+}
+
+impl UnitReport {
+    /// Whether nothing says how much was lost: it may be more than `lost`.
+    #[must_use]
+    pub fn lost_is_unknown(&self) -> bool {
+        let unknown = |damage: &Damage| damage.affected == Affected::Unknown;
+        self.damage.iter().any(unknown)
+    }
 }
 
 /// What a unit must not forget.
