@@ -15,7 +15,7 @@ use milonga_protocol::{
 };
 
 use crate::targets::cores::layout;
-use crate::targets::disk::GOLDEN;
+use crate::targets::disk::{GOLDEN, STATE_VERSION_1};
 
 type Seed = (&'static str, String, Vec<u8>);
 
@@ -320,7 +320,8 @@ fn entries(seeds: &mut Vec<Seed>) {
 fn disk(seeds: &mut Vec<Seed>) {
     let [superblock, state, sealed, active] = GOLDEN.map(|(_, bytes)| bytes);
     add(seeds, "blocks", "superblock", &superblock[..128]);
-    add(seeds, "blocks", "state", &state[..128]);
+    add(seeds, "blocks", "state", &STATE_VERSION_1[..128]);
+    add(seeds, "blocks", "state-v2", &state[..128]);
     add(seeds, "blocks", "segment", &sealed[..128]);
     let find = |magic: &[u8]| sealed.windows(magic.len()).position(|found| found == magic);
     let footer = find(b"MLGFOOTR").expect("the first segment is full");

@@ -348,6 +348,15 @@ impl LayoutCore {
         self.members().into_iter().filter(damaged).map(when)
     }
 
+    /// Whether any replica says that it has lost something, or says nothing.
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.members().into_iter().any(|unit| {
+            let hello = self.heard.last(self.unit_name(unit));
+            let hello = hello.and_then(|hello| hello.unit);
+            hello.is_none_or(|unit| unit.damaged)
+        })
+    }
+
     /// When copying can go on.
     pub(crate) fn copy_at(&self) -> Option<Time> {
         let Some(copying) = &self.copying else {

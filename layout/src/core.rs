@@ -368,7 +368,7 @@ impl LayoutCore {
             fact("start", layout.start.to_string());
             fact("sequencer", layout.sequencer.name.to_string());
         }
-        if self.lost > Position::ZERO {
+        if self.lost > Position::ZERO && self.is_damaged() {
             let lost = self.lost;
             fact(
                 "damaged below",

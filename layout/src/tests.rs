@@ -758,6 +758,10 @@ fn what_one_replica_lost_counts_from_the_other() {
             unit.cells.contains_key(&position)
         });
         assert!(holders.count() > 0);
+        // What was given back is no damage any more.
+        world.run_for(2_000);
+        let facts = world.core().facts();
+        assert_eq!(facts.get("damaged below"), None, "seed {seed}");
     }
 }
 

@@ -15,26 +15,19 @@ impl Unit {
     /// Sends the next batch on its way, if nothing is in flight.
     pub(crate) fn pump(&mut self) {
         let busy = self.writer.in_flight.is_some() || self.writer.sealing.is_some();
-        let nothing = self.writer.queue.is_empty() && self.writer.voiding.is_none();
+        let nothing = self.writer.queue.is_empty() && !self.writer.closing;
         if self.poison.is_some() || busy || nothing || !self.has_active() {
             return;
         }
-        let count = if self.writer.voiding.is_some() {
-            0
+        let (count, fits) = if self.writer.closing {
+            (0, self.room(0, 0, 0) >= crate::format::BATCH_HEADER)
         } else {
-            self.fitting()
-        };
-        let fits = match self.writer.voiding {
-            Some(_) => self.room(0, 0, 0) >= crate::format::BATCH_HEADER,
-            None => count > 0,
+            let count = self.fitting();
+            (count, count > 0)
         };
         if !fits {
             return self.roll();
         }
-        let high = self
-            .writer
-            .voiding
-            .map_or(self.index.high, |from| from.min(self.index.high));
         let Some(active) = &self.index.active else {
             return;
         };
@@ -44,7 +37,7 @@ impl Unit {
             generation: active.generation,
             epoch: self.writing_epoch(),
             mark: self.mark,
-            high,
+            high: self.index.high,
             trim: self.trimmed(),
         };
         let batch = self.writer.take_batch(count, &context);
@@ -162,9 +155,7 @@ impl Unit {
         let Some(batch) = self.writer.in_flight.take() else {
             return;
         };
-        if self.writer.voiding.take().is_some() {
-            self.index.void(batch.header.high);
-        }
+        self.writer.closing = false;
         if let Some(active) = &mut self.index.active {
             active.add_batch(&batch.header);
         }

@@ -52,6 +52,8 @@ enum OpenStep {
     Segment,
     /// Voids what the new epoch did not take over.
     Void,
+    /// Puts a batch behind the last one of the epochs before.
+    Close,
     /// Persists the epoch.
     Persist,
 }
@@ -328,14 +330,20 @@ impl Unit {
                     if !self.has_segment() {
                         return self.await_segment();
                     }
-                    self.begin_voiding();
+                    let from = self.epochs.opening.as_ref().and_then(|o| o.void_from);
+                    self.want_void(from.unwrap_or(Position::MAX));
                     OpenStep::Void
                 }
-                OpenStep::Void if self.writer.voiding.is_some() => return,
-                OpenStep::Void if plants::acts(Plant::EpochNotPersisted, 3) => {
+                OpenStep::Void if !self.state.is_idle() => return,
+                OpenStep::Void => {
+                    self.writer.closing = self.writer.last_batch > 0;
+                    OpenStep::Close
+                }
+                OpenStep::Close if self.writer.closing => return,
+                OpenStep::Close if plants::acts(Plant::EpochNotPersisted, 3) => {
                     return self.opened();
                 }
-                OpenStep::Void => {
+                OpenStep::Close => {
                     let epoch = self.epochs.opening.as_ref().map(|o| o.layout.epoch);
                     self.state.want_epoch(epoch.unwrap_or_default());
                     OpenStep::Persist
@@ -362,17 +370,6 @@ impl Unit {
             self.no_space("disk space for the first segment");
         } else {
             self.prepare_segment();
-        }
-    }
-
-    /// A batch without records whose `high` says what is void. Written whenever there is anything in the log: a later
-    /// start must not see old records above it.
-    fn begin_voiding(&mut self) {
-        let from = self.epochs.opening.as_ref().and_then(|o| o.void_from);
-        if let Some(from) = from
-            && self.writer.last_batch > 0
-        {
-            self.writer.voiding = Some(from);
         }
     }
 
@@ -408,7 +405,7 @@ impl Unit {
     /// Gives an opening up. It can be asked for again.
     pub(crate) fn fail_opening(&mut self, refusal: &Refusal) {
         if let Some(opening) = self.epochs.opening.take() {
-            self.writer.voiding = None;
+            self.writer.closing = false;
             for call in opening.calls {
                 self.refuse(call, refusal.clone());
             }

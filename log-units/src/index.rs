@@ -212,6 +212,11 @@ impl Index {
     /// Forgets damage below the trim mark.
     pub(crate) fn trim(&mut self, below: Position) {
         self.lost = self.lost.split_off(&below);
+        self.forget_suspects(below);
+    }
+
+    /// Below `below` everything is held that the unit owes: what damage may have cost there is back, or was not its own.
+    pub(crate) fn forget_suspects(&mut self, below: Position) {
         for suspect in &mut self.suspects {
             suspect.from = suspect.from.max(below);
         }

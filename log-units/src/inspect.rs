@@ -23,7 +23,8 @@ use crate::config::OpenError;
 use crate::disk::{DiskDone, DiskError, DiskOp, FileName};
 use crate::format::{
     BlockError, FORMAT_VERSION, LOCK, Owner, Reader, STATE, STATE_BYTES, STATE_SLOT, SUPERBLOCK,
-    SUPERBLOCK_BYTES, SUPERBLOCK_NEW, SegmentHeader, State, Superblock, segment_number, size,
+    SUPERBLOCK_BYTES, SUPERBLOCK_NEW, SegmentHeader, State, Superblock, block_bytes,
+    newest_version, segment_number, size,
 };
 use chain::Chain;
 use segment::Segment;
@@ -251,7 +252,7 @@ impl Inspection {
             bytes.slice(size(at).min(end)..end)
         });
         let states = slots.clone().map(|slot| State::decode(owner, &slot));
-        let newest = states.iter().flatten().max_by_key(|s| s.sequence).copied();
+        let newest = states.iter().flatten().max_by_key(|s| s.sequence).cloned();
         // As recovery: what was never written says nothing, and neither does a unit without a cluster.
         let blank = bytes.iter().all(|byte| *byte == 0);
         let first = State {
@@ -266,21 +267,22 @@ impl Inspection {
         ] {
             match state {
                 Ok(state) => {
-                    self.chain.zeros_at(STATE, at, slot, &state.encode(owner));
-                    if Some(*state) != newest {
+                    let block = slot.get(..block_bytes(slot)).unwrap_or(slot);
+                    self.chain.zeros_at(STATE, at, slot, block);
+                    if Some(state) != newest.as_ref() {
                         let text = "this copy is one behind: its last change was interrupted";
                         self.chain.remark(STATE, at, text.to_owned());
                     }
                 }
                 Err(BlockError::Version(found)) => return Err(newer(STATE, *found)),
-                Err(_) => self.damaged_slot(at, slot, newest),
+                Err(_) => self.damaged_slot(at, slot, newest.as_ref()),
             }
         }
         self.chain.state = newest;
         Ok(self.begin_segments())
     }
 
-    fn damaged_slot(&mut self, at: u64, slot: &Bytes, newest: Option<State>) {
+    fn damaged_slot(&mut self, at: u64, slot: &Bytes, newest: Option<&State>) {
         let blank = slot.len() as u64 == STATE_SLOT && slot.iter().all(|byte| *byte == 0);
         if blank && newest.is_some_and(|newest| newest.sequence <= 1) {
             let text = "this copy is not written yet";
@@ -386,12 +388,12 @@ impl Inspection {
 
     fn finish(&mut self) -> InspectionStep {
         self.stage = Stage::Over;
+        let owner = self.chain.owner;
         let mut report = std::mem::take(&mut self.chain).finish();
-        if let Some(superblock) = self.superblock.take() {
-            report.unit = Some(superblock.unit);
-            report.name = Some(superblock.name);
-            report.cluster = Some(superblock.cluster).filter(|c| *c != ClusterId::default());
-        }
+        report.unit = owner.map(|owner| owner.unit);
+        report.cluster = owner.map(|owner| owner.cluster);
+        report.cluster = report.cluster.filter(|c| *c != ClusterId::default());
+        report.name = self.superblock.take().map(|superblock| superblock.name);
         report.format = FORMAT_VERSION;
         report.bytes = self.all;
         InspectionStep::Ready(Box::new(report))
@@ -419,7 +421,7 @@ fn newer(file: &str, found: u8) -> OpenError {
     OpenError::NewerVersion {
         file: file.to_owned(),
         found,
-        known: FORMAT_VERSION,
+        known: newest_version(file),
     }
 }
 

@@ -153,6 +153,13 @@ impl Unit {
         self.mark = self.mark.max(held.map_or(self.mark, |held| held.settled));
     }
 
+    /// Of this unit's positions all below it are settled, and so owed.
+    pub(crate) fn owed_below(&self) -> Position {
+        let ranges = self.serving().map_or(&[][..], |s| &s.held);
+        let unsettled = ranges.iter().find(|held| !held.is_over(held.settled));
+        unsettled.map_or(Position::MAX, |held| held.settled)
+    }
+
     /// Everything of this unit's below it may be trimmed: it is settled, or at least decided here.
     pub(crate) fn trimmable(&self) -> Position {
         let serving = self.epochs.serving.as_ref();

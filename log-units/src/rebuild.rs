@@ -5,6 +5,8 @@
 //! copied to a unit lies below its settled mark) is `Lost`, never `Unwritten`. Only behind the last batch that verifies is there no such evidence: what
 //! lies there is a torn write, is cut, and its chain decides (rule 9).
 
+use std::collections::VecDeque;
+
 use bytes::Bytes;
 use milonga_protocol::plants::{self, Plant};
 use milonga_protocol::{Epoch, Position};
@@ -12,8 +14,8 @@ use milonga_protocol::{Epoch, Position};
 use crate::config::OpenError;
 use crate::disk::FileName;
 use crate::format::{
-    Footer, HEADER_BYTES, Owner, STATE, SegmentHeader, State, Superblock, Suspect, segment_name,
-    size,
+    Footer, HEADER_BYTES, Owner, STATE, SegmentHeader, State, Superblock, Suspect, Void,
+    segment_name, size,
 };
 use crate::index::Index;
 use crate::recovery::damaged;
@@ -87,6 +89,8 @@ pub(crate) struct Rebuild {
     owner: Owner,
     segment_size: u64,
     out: Recovered,
+    /// What the state says of batches that are still to come.
+    voids: VecDeque<Void>,
     /// Scanned last, with batches: not yet known whether anything valid follows.
     tail: Option<ScannedSegment>,
     /// Segments behind the last batch that are missing or unreadable: fatal, unless a batch follows.
@@ -117,20 +121,22 @@ impl Default for Rebuild {
 
 impl Rebuild {
     pub(crate) fn new(owner: Owner, state: State, segment_size: u64) -> Self {
+        let voids = state.voids.iter().copied().collect();
         let out = Recovered {
-            state,
             last_batch: state.removed_batch,
             mark: state.trim,
             index: Index {
                 high: state.trim,
                 ..Index::default()
             },
+            state,
             ..Recovered::default()
         };
         Self {
             owner,
             segment_size,
             out,
+            voids,
             tail: None,
             unbounded: Vec::new(),
             unused: Vec::new(),
@@ -226,6 +232,7 @@ impl Rebuild {
 
     /// Judges what lies between the last good batch and the one numbered `number`, and voids.
     fn join(&mut self, number: u64, previous: u64, high: Position, lowest_high: Position) {
+        self.void_before(number);
         // Segments were removed behind one of which nothing was known.
         let unknown = self.out.last_batch == 0 && self.out.state.first_segment > 1;
         if previous != self.out.last_batch && !unknown {
@@ -235,6 +242,14 @@ impl Rebuild {
         index.void(lowest_high);
         index.high = index.high.max(high);
         self.out.last_batch = number;
+    }
+
+    /// Voids what the state says of the batches below number `number`.
+    fn void_before(&mut self, number: u64) {
+        while let Some(void) = self.voids.front().filter(|void| void.batch < number) {
+            self.out.index.void(void.from);
+            self.voids.pop_front();
+        }
     }
 
     fn suspect(&mut self, from: Position, to: Position) {
@@ -277,6 +292,7 @@ impl Rebuild {
             let is_last = is_tail && at + 1 == segment.batches.len();
             let torn = !batch.damage.is_empty() || plants::acts(Plant::CutsWholeBatch, 4);
             if is_last && torn {
+                self.void_before(header.number);
                 self.out.cut = Some(format!(
                     "batch {} of segment {}: {} of {} records, positions from {} below {}",
                     header.number,
@@ -372,11 +388,14 @@ impl Rebuild {
         let prepared = self.unused.iter().map_while(|(_, prepared)| *prepared);
         self.out.prepared = prepared.collect();
         self.out.next_segment = next + self.out.prepared.len() as u64;
-        // The batch that may have been torn had the number behind the last good one.
-        self.out.next_batch = self.out.next_batch.max(self.out.last_batch + 2);
+        // The batch that may have been torn had the number behind the last good one, or behind what is void.
+        let known = state.voids.last().map_or(0, |void| void.batch);
+        let known = known.max(self.out.last_batch);
+        self.out.next_batch = self.out.next_batch.max(known.saturating_add(2));
+        self.void_before(u64::MAX);
         self.out.superblock = Some(superblock);
-        self.out.state = state;
         self.out.index.trim(state.trim);
+        self.out.state = state;
         Ok(self.out)
     }
 }

@@ -19,9 +19,9 @@ use milonga_protocol::{ClusterId, Epoch};
 use crate::config::{OpenError, UnitConfig};
 use crate::disk::{DiskDone, DiskError, DiskOp, FileName};
 use crate::format::{
-    BlockError, FORMAT_VERSION, Footer, HEADER_BYTES, LOCK, Owner, STATE, STATE_BYTES, STATE_SLOT,
-    SUPERBLOCK, SUPERBLOCK_BYTES, SUPERBLOCK_NEW, SegmentHeader, State, Superblock, TRAILER_BYTES,
-    Trailer, segment_name, segment_number, size,
+    BlockError, Footer, HEADER_BYTES, LOCK, Owner, STATE, STATE_BYTES, STATE_SLOT, SUPERBLOCK,
+    SUPERBLOCK_BYTES, SUPERBLOCK_NEW, SegmentHeader, State, Superblock, TRAILER_BYTES, Trailer,
+    newest_version, segment_name, segment_number, size,
 };
 use crate::rebuild::{Finding, Rebuild, Recovered};
 
@@ -260,7 +260,7 @@ impl Recovery {
             .filter_map(|f| segment_number(f))
             .collect();
         self.state = match newest {
-            Some(state) => *state,
+            Some(state) => State::clone(state),
             // A first write that was torn left something, but then nothing else can be here: segments are made
             // before, but hold nothing until the state is written.
             None if blank || self.superblock.cluster == ClusterId::default() => State {
@@ -283,7 +283,7 @@ impl Recovery {
             return Err(damaged(&segment_name(first), why));
         }
         self.todo = (first..=last).collect();
-        self.rebuild = Rebuild::new(self.owner(), self.state, self.config.segment_size());
+        self.rebuild = Rebuild::new(self.owner(), self.state.clone(), self.config.segment_size());
         let is_newest = |slot: &Result<State, BlockError>| slot.as_ref() == Ok(&self.state);
         let (here, stale): (Vec<_>, Vec<_>) = [0, 1]
             .into_iter()
@@ -420,7 +420,7 @@ impl Recovery {
 
     fn rebuilt(&mut self) -> Result<Step, OpenError> {
         let rebuild = std::mem::take(&mut self.rebuild);
-        let mut recovered = rebuild.finish(self.superblock.clone(), self.state)?;
+        let mut recovered = rebuild.finish(self.superblock.clone(), self.state.clone())?;
         let below = |name: &&FileName| {
             segment_number(name).is_some_and(|number| number < self.state.first_segment)
         };
@@ -460,8 +460,9 @@ impl Recovery {
         recovered.poison = self.state_lost.take().or(recovered.poison);
         if let Err(error) = rewritten {
             recovered.poison = Some(error.to_string());
-            let last = std::mem::take(&mut recovered.last_positions);
-            recovered.index.lost.extend(last);
+            let last = std::mem::take(&mut recovered.last_positions).into_iter();
+            let high = recovered.index.high;
+            recovered.index.lost.extend(last.filter(|p| *p < high));
         }
         Step::Ready(recovered)
     }
@@ -495,7 +496,7 @@ fn block_error(file: &str, error: BlockError) -> OpenError {
         BlockError::Version(found) => OpenError::NewerVersion {
             file: file.to_owned(),
             found,
-            known: FORMAT_VERSION,
+            known: newest_version(file),
         },
         BlockError::Foreign => OpenError::Foreign {
             file: file.to_owned(),

@@ -20,8 +20,6 @@ pub(crate) struct Rejoining {
     /// Only what lies below it may be kept.
     below: Position,
     calls: Vec<CallId>,
-    /// The batch that says so is on its way, or durable: everything from here on is forgotten.
-    voided: Option<Position>,
 }
 
 impl Unit {
@@ -50,7 +48,6 @@ impl Unit {
             epoch,
             below,
             calls: Vec::new(),
-            voided: None,
         });
         rejoining.epoch = rejoining.epoch.max(epoch);
         rejoining.below = rejoining.below.min(below);
@@ -66,14 +63,8 @@ impl Unit {
             return;
         }
         let from = rejoining.below.min(self.mark);
-        let something = self.writer.last_batch > 0 && self.index.high > from;
-        let keeps = plants::active(Plant::RejoinsWithItsPast);
-        if something && rejoining.voided.is_none_or(|voided| voided > from) && !keeps {
-            self.writer.voiding = Some(from);
-            if let Some(rejoining) = &mut self.epochs.rejoining {
-                rejoining.voided = Some(from);
-            }
-            return;
+        if self.index.high > from && !plants::active(Plant::RejoinsWithItsPast) {
+            return self.want_void(from);
         }
         if self.cluster().is_none() {
             let cluster = rejoining.cluster;
@@ -112,6 +103,11 @@ impl Unit {
         };
         let limit = (limit as usize).clamp(1, ITEMS_PER_MESSAGE);
         let (positions, through) = self.lacking_of(&ranges, from, limit);
+        if positions.is_empty() && from <= self.trimmed() {
+            // All that is owed is here, and can be read: damage there was repaired.
+            let below = self.owed_below();
+            self.index.forget_suspects(below);
+        }
         let response = UnitResponse::Lacking { positions, through };
         self.reply(call, response, Bytes::new());
     }

@@ -1,4 +1,4 @@
-//! The state file: epoch, trim mark and what was removed.
+//! The state file: epoch, trim mark, what was removed, and what is void.
 //!
 //! Both slots are written, one after the other, and only then is anything confirmed: so whichever single slot is
 //! damaged later, the other one has it all, and a torn write never touches what was confirmed before.
@@ -9,7 +9,7 @@ use milonga_protocol::{Epoch, Position};
 use bytes::Bytes;
 
 use crate::disk::{DiskDone, DiskError, DiskOp};
-use crate::format::{STATE, STATE_SLOT, State, segment_name};
+use crate::format::{STATE, STATE_SLOT, State, Void, segment_name};
 use crate::unit::{Op, Unit};
 
 /// What is durable, and what is to be.
@@ -19,6 +19,7 @@ pub(crate) struct StateFile {
     /// Epoch and trim mark that were asked for.
     wanted_epoch: Epoch,
     wanted_trim: Position,
+    wanted_void: Option<Void>,
     in_flight: Option<State>,
     last_sequence: u64,
     /// Trims that wait for their mark.
@@ -28,10 +29,10 @@ pub(crate) struct StateFile {
 impl StateFile {
     pub(crate) fn new(durable: State) -> Self {
         Self {
-            durable,
             wanted_epoch: durable.epoch,
             wanted_trim: durable.trim,
             last_sequence: durable.sequence,
+            durable,
             ..Self::default()
         }
     }
@@ -54,6 +55,7 @@ impl StateFile {
         !self.in_flight.as_ref().is_some_and(is_new)
             && self.wanted_epoch == self.durable.epoch
             && self.wanted_trim == self.durable.trim
+            && self.wanted_void.is_none()
     }
 
     /// Gives up what was not written; who waited is returned.
@@ -61,11 +63,20 @@ impl StateFile {
         self.in_flight = None;
         self.wanted_epoch = self.durable.epoch;
         self.wanted_trim = self.durable.trim;
+        self.wanted_void = None;
         self.trims.drain(..).map(|(call, _)| call).collect()
     }
 }
 
 impl Unit {
+    /// Forgets everything at or above `from` that was ever written, once the state says so; nothing may be on its way.
+    pub(crate) fn want_void(&mut self, from: Position) {
+        if self.index.high > from {
+            let batch = self.writer.next_batch.saturating_sub(1);
+            self.state.wanted_void = Some(Void { batch, from });
+        }
+    }
+
     /// Writes the state if it is to change, or if it is to be seen whether the disk works.
     pub(crate) fn write_state(&mut self) {
         let wanted = !self.state.is_idle() || self.doubts.want_write();
@@ -73,25 +84,30 @@ impl Unit {
             return;
         }
         let trim = self.state.wanted_trim;
-        let durable = self.state.durable;
+        let durable = &self.state.durable;
         let (first_segment, removed_batch) = self
             .index
             .first_needed(trim)
             .filter(|(first, _)| *first > durable.first_segment)
             .unwrap_or((durable.first_segment, durable.removed_batch));
-        let next = State {
+        let mut next = State {
             sequence: self.state.last_sequence + 1,
             epoch: self.state.wanted_epoch,
             trim,
             first_segment,
             removed_batch,
+            voids: durable.voids.clone(),
         };
+        next.voids.retain(|void| void.batch > removed_batch);
+        if let Some(void) = self.state.wanted_void {
+            next.add_void(void);
+        }
         self.state.last_sequence = next.sequence;
+        self.write_slot(0, &next);
         self.state.in_flight = Some(next);
-        self.write_slot(0, next);
     }
 
-    fn write_slot(&mut self, slot: u8, state: State) {
+    fn write_slot(&mut self, slot: u8, state: &State) {
         let op = DiskOp::WriteAt {
             name: STATE.to_owned(),
             offset: u64::from(slot) * STATE_SLOT,
@@ -102,11 +118,11 @@ impl Unit {
     }
 
     pub(crate) fn state_done(&mut self, slot: u8, result: Result<DiskDone, DiskError>) {
-        let Some(state) = self.state.in_flight else {
+        let Some(state) = self.state.in_flight.clone() else {
             return;
         };
         match result {
-            Ok(_) if slot == 0 => self.write_slot(1, state),
+            Ok(_) if slot == 0 => self.write_slot(1, &state),
             Ok(_) => self.state_durable(state),
             Err(DiskError::Full) => {
                 let refusal = Refusal::Busy {
@@ -115,7 +131,7 @@ impl Unit {
                 for call in self.state.give_up() {
                     self.refuse(call, refusal.clone());
                 }
-                self.fail_opening(&refusal);
+                self.fail_entering(&refusal);
                 self.disk_is_full();
             }
             Err(error) => self.poison(&format!("writing {STATE}: {error}")),
@@ -123,8 +139,11 @@ impl Unit {
     }
 
     fn state_durable(&mut self, state: State) {
-        self.state.durable = state;
         self.state.in_flight = None;
+        let done = |void: &mut Void| state.voids.last() == Some(void);
+        if let Some(void) = self.state.wanted_void.take_if(done) {
+            self.index.void(void.from);
+        }
         self.index.trim(state.trim);
         for number in self.index.remove_below(state.first_segment) {
             self.reader.forget_segment(number);
@@ -135,8 +154,9 @@ impl Unit {
             .into_iter()
             .partition(|(_, below)| *below <= state.trim);
         self.state.trims = waiting;
+        self.state.durable = state;
         for (call, _) in done {
-            let below = state.trim;
+            let below = self.trimmed();
             self.reply(call, UnitResponse::Trimmed { below }, Bytes::new());
         }
         self.advance_decided();

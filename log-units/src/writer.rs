@@ -101,8 +101,9 @@ pub(crate) struct Writer {
     pub(crate) sealing: Option<Box<Sealed>>,
     /// By what they wait for.
     pub(crate) waiters: BTreeMap<u64, Vec<Waiter>>,
-    /// An empty batch is to be written that voids everything at or above the position.
-    pub(crate) voiding: Option<Position>,
+    /// An empty batch is to be written: behind it, damage to the batch before is no torn write, but lost data, and no
+    /// number of a torn batch is given again.
+    pub(crate) closing: bool,
     /// First values that were on their way when the disk failed: only a restart tells whether they are there.
     pub(crate) uncertain: BTreeSet<Position>,
     last_seq: u64,
@@ -129,10 +130,7 @@ pub(crate) struct BatchContext {
 impl Writer {
     /// Whether nothing is on its way to the disk.
     pub(crate) fn is_idle(&self) -> bool {
-        self.in_flight.is_none()
-            && self.sealing.is_none()
-            && self.queue.is_empty()
-            && self.voiding.is_none()
+        self.in_flight.is_none() && self.sealing.is_none() && self.queue.is_empty() && !self.closing
     }
 
     /// Admits a value; returns what to wait for.
@@ -264,7 +262,7 @@ impl Writer {
         self.queue.clear();
         self.queued_bytes = 0;
         self.in_flight = None;
-        self.voiding = None;
+        self.closing = false;
         let pending = std::mem::take(&mut self.pending);
         (pending.into_keys().collect(), self.ready(u64::MAX))
     }

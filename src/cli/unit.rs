@@ -8,6 +8,7 @@ use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
 use milonga_node::{
     Affected, Damage, LookError, Remark, SegmentReport, SegmentState, UnitDirectory, UnitReport,
 };
+use milonga_protocol::Position;
 use serde_json::{Value, json};
 
 use super::output::{self, Failure};
@@ -117,7 +118,7 @@ fn lost(report: &UnitReport) -> u64 {
 // -------------------------------------------------------------------------------------------------------- as JSON
 
 fn inspected(path: &Path, user: Option<&str>, report: &UnitReport) -> Value {
-    let state = report.state;
+    let state = report.state.as_ref();
     json!({
         "directory": path,
         "in_use_by": user,
@@ -127,6 +128,7 @@ fn inspected(path: &Path, user: Option<&str>, report: &UnitReport) -> Value {
         "format": report.format,
         "epoch": state.map(|state| state.epoch.0),
         "trimmed": state.map(|state| state.trim.0),
+        "voids": state.map(|state| state.voids.iter().map(void).collect::<Vec<_>>()),
         "settled": report.settled.0,
         "high": report.high.0,
         "batches": report.batches,
@@ -139,6 +141,7 @@ fn inspected(path: &Path, user: Option<&str>, report: &UnitReport) -> Value {
         "segments": report.segments.iter().map(segment).collect::<Vec<_>>(),
         "lost": ranges(report),
         "lost_span": lost(report),
+        "lost_unknown": report.lost_is_unknown(),
         "damages": damages(report),
         "remarks": report.remarks.iter().map(remark).collect::<Vec<_>>(),
     })
@@ -159,6 +162,10 @@ fn segment(segment: &SegmentReport) -> Value {
         "first": segment.positions.map(|(first, _)| first.0),
         "last": segment.positions.map(|(_, last)| last.0),
     })
+}
+
+fn void((batch, from): &(u64, Position)) -> Value {
+    json!({ "batch": batch, "from": from.0 })
 }
 
 fn ranges(report: &UnitReport) -> Vec<Value> {
@@ -199,6 +206,7 @@ fn verified(path: &Path, report: &UnitReport) -> Value {
         "records": report.records,
         "lost": ranges(report),
         "lost_span": lost(report),
+        "lost_unknown": report.lost_is_unknown(),
         "damages": damages(report),
         "damage": report.damage.iter().map(damage).collect::<Vec<_>>(),
         "remarks": report.remarks.iter().map(remark).collect::<Vec<_>>(),
@@ -248,7 +256,7 @@ fn describe(path: &Path, user: Option<&str>, report: &UnitReport) -> String {
 }
 
 /// What there is to say of the whole.
-fn facts(path: &Path, user: Option<&str>, report: &UnitReport) -> [(&'static str, String); 6] {
+fn facts(path: &Path, user: Option<&str>, report: &UnitReport) -> Vec<(&'static str, String)> {
     let unknown = || "unknown".to_owned();
     let in_use = match user {
         None => "not in use".to_owned(),
@@ -256,8 +264,12 @@ fn facts(path: &Path, user: Option<&str>, report: &UnitReport) -> [(&'static str
             format!("IN USE by process {user}: what it writes meanwhile may look torn or damaged")
         }
     };
-    let cluster = report.cluster.map(|cluster| cluster.to_string());
-    let state = report.state;
+    let cluster = match (report.cluster, report.unit) {
+        (Some(cluster), _) => cluster.to_string(),
+        (None, Some(_)) => "none".to_owned(),
+        (None, None) => unknown(),
+    };
+    let state = report.state.as_ref();
     let trim = state.map_or_else(unknown, |state| state.trim.to_string());
     let positions = format!(
         "trimmed below {trim}, settled below {}, nothing at or above {}",
@@ -274,8 +286,8 @@ fn facts(path: &Path, user: Option<&str>, report: &UnitReport) -> [(&'static str
         many(report.streams, "stream"),
         many(report.junk, "position"),
     );
-    [
-        ("cluster", cluster.unwrap_or_else(|| "none".to_owned())),
+    let mut facts = vec![
+        ("cluster", cluster),
         ("directory", format!("{}, {in_use}", path.display())),
         (
             "epoch",
@@ -284,7 +296,26 @@ fn facts(path: &Path, user: Option<&str>, report: &UnitReport) -> [(&'static str
         ("positions", positions),
         ("holds", holds),
         ("lost", lost_text(report)),
-    ]
+    ];
+    let voids = state.map_or(&[][..], |state| &state.voids);
+    if !voids.is_empty() {
+        facts.push(("void", void_text(voids)));
+    }
+    facts
+}
+
+/// The last voids.
+fn void_text(voids: &[(u64, Position)]) -> String {
+    const SHOWN: usize = 4;
+    let last = voids.iter().rev().take(SHOWN);
+    let last: Vec<_> = last
+        .map(|(batch, from)| format!("at or above {from} in batches up to {batch}"))
+        .collect();
+    let more = match voids.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!(" and {}", many(more as u64, "earlier one")),
+    };
+    format!("{}{more}", last.join(", "))
 }
 
 /// The first lost ranges.
@@ -296,13 +327,15 @@ fn lost_text(report: &UnitReport) -> String {
         0 => String::new(),
         more => format!(" and {}", many(more as u64, "further range")),
     };
-    match lost(report) {
-        0 => "nothing".to_owned(),
-        most => format!(
-            "at most {}, in {}{more}",
-            many(most, "position"),
-            ranges.join(", ")
-        ),
+    let known = |most| {
+        let most = many(most, "position");
+        format!("at most {most}, in {}{more}", ranges.join(", "))
+    };
+    match (lost(report), report.lost_is_unknown()) {
+        (0, false) => "nothing".to_owned(),
+        (0, true) => "how much is not known".to_owned(),
+        (most, false) => known(most),
+        (most, true) => format!("{}; how much more is not known", known(most)),
     }
 }
 
@@ -387,11 +420,7 @@ fn lines(report: &UnitReport) -> String {
         return text;
     }
     let files: std::collections::BTreeSet<_> = report.damage.iter().map(|d| &d.file).collect();
-    let unknown = report
-        .damage
-        .iter()
-        .any(|d| d.affected == Affected::Unknown);
-    let lost = match (lost(report), unknown) {
+    let lost = match (lost(report), report.lost_is_unknown()) {
         (_, true) => "how much is lost is not known".to_owned(),
         (0, false) => "no position is lost".to_owned(),
         (most, false) => format!("at most {} lost", many(most, "position")),

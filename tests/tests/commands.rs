@@ -558,6 +558,31 @@ fn damage_of_a_unit_is_named_with_its_positions() {
 }
 
 #[test]
+fn what_nothing_says_of_a_damaged_unit_is_not_known() {
+    let (_folder, _dir, unit) = small_log();
+    fs::remove_file(format!("{unit}/segment-0000000000000001.log")).expect("it is there");
+    let text = works(&["unit", "inspect", &unit]);
+    assert!(!text.contains("nothing\n"), "{text}");
+    assert!(text.contains("how much is not known"), "{text}");
+    let (_, value) = json(&["unit", "inspect", &unit]);
+    assert_eq!(value["lost_unknown"], true, "{value}");
+    let cluster = value["cluster"].as_str().expect("a cluster").to_owned();
+    // The state still says whose it is.
+    fs::write(format!("{unit}/superblock"), [0xff; 4_096]).expect("writable");
+    let (_, value) = json(&["unit", "inspect", &unit]);
+    assert_eq!(value["cluster"], cluster);
+    fs::write(format!("{unit}/state"), [0xff; 8_192]).expect("writable");
+    for file in fs::read_dir(&unit).expect("a directory") {
+        let path = file.expect("readable").path();
+        if path.extension().is_some_and(|extension| extension == "log") {
+            fs::write(path, [0xff; 8_192]).expect("writable");
+        }
+    }
+    let text = works(&["unit", "inspect", &unit]);
+    assert!(text.contains("cluster    unknown"), "{text}");
+}
+
+#[test]
 fn what_is_no_unit_is_not_found_and_one_in_use_is_only_inspected() {
     let (folder, dir, unit) = small_log();
     for what in ["inspect", "verify"] {

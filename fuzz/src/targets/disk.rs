@@ -14,7 +14,10 @@ pub(crate) const GOLDEN: [(&str, &[u8]); 4] = [
         "superblock",
         include_bytes!("../../../log-units/golden/superblock"),
     ),
-    ("state", include_bytes!("../../../log-units/golden/state")),
+    (
+        "state",
+        include_bytes!("../../../log-units/golden/state-v2"),
+    ),
     (
         "segment-0000000000000001.log",
         include_bytes!("../../../log-units/golden/segment-0000000000000001.log"),
@@ -24,6 +27,8 @@ pub(crate) const GOLDEN: [(&str, &[u8]); 4] = [
         include_bytes!("../../../log-units/golden/segment-0000000000000002.log"),
     ),
 ];
+
+pub(crate) const STATE_VERSION_1: &[u8] = include_bytes!("../../../log-units/golden/state");
 
 /// As they are, and under checksums that are right.
 pub(crate) fn blocks(data: &[u8]) {

@@ -38,8 +38,8 @@ pub(crate) struct BatchHeader {
     pub(crate) epoch: Epoch,
     /// Settled mark when it was written.
     pub(crate) mark: Position,
-    /// First position above everything held before this batch. Whatever lies in the log before the batch, at or
-    /// above `high`, is void: that is how an `open` voids (rule 1), and a batch without records says nothing else.
+    /// First position above everything held before this batch: whatever lies in the log before the batch, at or above
+    /// `high`, is void. The state says so, too, whichever batches can be read.
     pub(crate) high: Position,
     /// Lowest position in the batch.
     pub(crate) lowest: Position,

@@ -8,7 +8,7 @@
 use bytes::BufMut;
 use milonga_protocol::{ClusterId, Epoch, Position, UnitId};
 
-use super::{FORMAT_VERSION, Owner, Reader};
+use super::{FORMAT_VERSION, Owner, Reader, STATE_VERSION};
 
 /// Bytes of the superblock file.
 pub(crate) const SUPERBLOCK_BYTES: u64 = 4_096;
@@ -35,11 +35,15 @@ pub(crate) enum BlockError {
     Damaged,
 }
 
-/// Frames `body`.
+/// Frames `body`, in format version 1.
 pub(crate) fn block(magic: [u8; 8], seed: u32, body: &[u8]) -> Vec<u8> {
+    versioned_block(magic, FORMAT_VERSION, seed, body)
+}
+
+fn versioned_block(magic: [u8; 8], version: u8, seed: u32, body: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(FRAME + body.len() + 4);
     out.put_slice(&magic);
-    out.put_u8(FORMAT_VERSION);
+    out.put_u8(version);
     out.put_bytes(0, 3);
     out.put_u32_le(u32::try_from(body.len()).unwrap_or(u32::MAX));
     out.put_slice(body);
@@ -48,8 +52,18 @@ pub(crate) fn block(magic: [u8; 8], seed: u32, body: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The body of the block at the start of `bytes`.
+/// The body of the block at the start of `bytes`, of format version 1.
 pub(crate) fn unblock(magic: [u8; 8], seed: u32, bytes: &[u8]) -> Result<&[u8], BlockError> {
+    versioned_unblock(magic, FORMAT_VERSION, seed, bytes).map(|(_, body)| body)
+}
+
+/// Version, at most `newest`, and body of the block at the start of `bytes`.
+fn versioned_unblock(
+    magic: [u8; 8],
+    newest: u8,
+    seed: u32,
+    bytes: &[u8],
+) -> Result<(u8, &[u8]), BlockError> {
     let mut r = Reader(bytes);
     if r.bytes(8).ok_or(BlockError::Foreign)? != magic {
         return Err(BlockError::Foreign);
@@ -62,10 +76,16 @@ pub(crate) fn unblock(magic: [u8; 8], seed: u32, bytes: &[u8]) -> Result<&[u8], 
     if crc32c::crc32c_append(seed, &bytes[..FRAME + len]) != crc {
         return Err(BlockError::Damaged);
     }
-    if version != FORMAT_VERSION {
+    if !(1..=newest).contains(&version) {
         return Err(BlockError::Version(version));
     }
-    Ok(body)
+    Ok((version, body))
+}
+
+/// Bytes of the block at the start of `bytes`, as its frame says.
+pub(crate) fn block_bytes(bytes: &[u8]) -> usize {
+    let len = bytes.get(12..FRAME).and_then(|len| Reader(len).u32());
+    FRAME + len.unwrap_or(0) as usize + 4
 }
 
 /// `bytes` with zeros behind them up to `len`.
@@ -112,8 +132,18 @@ impl Superblock {
     }
 }
 
+/// Most voids that a state names: with them it still fits its slot.
+const MOST_VOIDS: usize = 200;
+
+/// Of what batches up to number `batch` hold, nothing at or above `from` counts, whatever can be read of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Void {
+    pub(crate) batch: u64,
+    pub(crate) from: Position,
+}
+
 /// What a unit must not forget, and what is too small for the log.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct State {
     /// Number of this version of the state.
     pub(crate) sequence: u64,
@@ -125,9 +155,26 @@ pub(crate) struct State {
     pub(crate) first_segment: u64,
     /// Number of the last batch in those segments.
     pub(crate) removed_batch: u64,
+    /// What is void, ascending by batch and by position.
+    pub(crate) voids: Vec<Void>,
 }
 
 impl State {
+    /// Notes one more void. If there are too many, the oldest goes: `high` of the batches behind it says the same.
+    pub(crate) fn add_void(&mut self, void: Void) {
+        self.voids.retain(|before| before.from < void.from);
+        if self.voids.len() == MOST_VOIDS {
+            self.voids.remove(0);
+        }
+        self.voids.push(void);
+    }
+
+    /// From where on batch `batch` is void, and each one before it.
+    pub(crate) fn void_from(&self, batch: u64) -> Option<Position> {
+        let of = self.voids.iter().filter(|void| void.batch >= batch);
+        of.map(|void| void.from).min()
+    }
+
     pub(crate) fn encode(&self, owner: Owner) -> Vec<u8> {
         let mut body = Vec::new();
         body.put_u128_le(owner.cluster.0);
@@ -141,24 +188,44 @@ impl State {
         ] {
             body.put_u64_le(field);
         }
-        block(*STATE_MAGIC, owner.seed(), &body)
+        body.put_u32_le(u32::try_from(self.voids.len()).unwrap_or(u32::MAX));
+        for void in &self.voids {
+            body.put_u64_le(void.batch);
+            body.put_u64_le(void.from.0);
+        }
+        let block = versioned_block(*STATE_MAGIC, STATE_VERSION, owner.seed(), &body);
+        // All of the slot: nothing stays of a longer one.
+        padded_to(block, STATE_SLOT)
     }
 
     pub(crate) fn decode(owner: Owner, bytes: &[u8]) -> Result<Self, BlockError> {
-        let mut r = Reader(unblock(*STATE_MAGIC, owner.seed(), bytes)?);
+        let (version, body) = versioned_unblock(*STATE_MAGIC, STATE_VERSION, owner.seed(), bytes)?;
+        let mut r = Reader(body);
         let decoded = (|| {
             let _ids = (r.u128()?, r.u128()?);
-            Some(Self {
+            let mut state = Self {
                 sequence: r.u64()?,
                 epoch: Epoch(r.u64()?),
                 trim: Position(r.u64()?),
                 first_segment: r.u64()?,
                 removed_batch: r.u64()?,
-            })
+                voids: Vec::new(),
+            };
+            let voids = if version > 1 { r.u32()? as usize } else { 0 };
+            for _ in 0..voids.min(MOST_VOIDS + 1) {
+                let (batch, from) = (r.u64()?, Position(r.u64()?));
+                state.voids.push(Void { batch, from });
+            }
+            let sorted = |a: &Void, b: &Void| a.batch <= b.batch && a.from < b.from;
+            (voids <= MOST_VOIDS && state.voids.is_sorted_by(sorted)).then_some(state)
         })();
         // As of batches and segments: a number that nothing can follow was never given.
         decoded
-            .filter(|s: &Self| s.sequence.max(s.first_segment).max(s.removed_batch) < u64::MAX)
+            .filter(|s: &Self| {
+                let batch = s.voids.last().map_or(0, |void| void.batch);
+                let last = s.sequence.max(s.first_segment).max(s.removed_batch);
+                last.max(batch) < u64::MAX
+            })
             .ok_or(BlockError::Damaged)
     }
 }
@@ -211,5 +278,38 @@ impl SegmentHeader {
             })
         })();
         decoded.ok_or(BlockError::Damaged)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_with_all_its_voids_fits_its_slot_and_is_read_again() {
+        let owner = Owner {
+            cluster: ClusterId(1),
+            unit: UnitId(2),
+        };
+        let mut state = State::default();
+        let voids = (0..300).map(|n| Void {
+            batch: n,
+            from: Position(n * 5),
+        });
+        for void in voids {
+            state.add_void(void);
+            let bytes = state.encode(owner);
+            assert_eq!(bytes.len() as u64, STATE_SLOT);
+            assert_eq!(State::decode(owner, &bytes).as_ref(), Ok(&state));
+        }
+        assert_eq!((state.voids.len(), state.voids[0].batch), (200, 100));
+        assert_eq!(state.void_from(0), Some(Position(500)));
+        assert_eq!(state.void_from(250), Some(Position(1_250)));
+        // A void covers those before it that begin above.
+        let (batch, from) = (300, Position(600));
+        state.add_void(Void { batch, from });
+        assert_eq!(state.voids.len(), 21);
+        assert_eq!(state.void_from(300), Some(from));
+        assert_eq!(state.void_from(301), None);
     }
 }

@@ -1,8 +1,8 @@
-//! Bytes on disk, format version 1.
+//! Bytes on disk: format version 1, but for the state, whose version is 2. A state of version 1 is read, too.
 //!
 //! ```text
 //! superblock              who this directory belongs to; replaced by write-new and rename
-//! state                   epoch, trim mark, first segment: two slots, always written one after the other
+//! state                   epoch, trim mark, first segment, voids: two slots, always written one after the other
 //! segment-%016x.log       header block | batch | batch | ... zeros ... | footer | trailer
 //!
 //! batch   = header (104 bytes), then records; one group commit, one synced write
@@ -25,14 +25,25 @@ pub(crate) use batch::{
 };
 pub(crate) use block::{
     BlockError, HEADER_BYTES, STATE_BYTES, STATE_SLOT, SUPERBLOCK_BYTES, SegmentHeader, State,
-    Superblock,
+    Superblock, Void, block_bytes,
 };
 pub(crate) use footer::{Edges, Footer, Junk, Suspect, TRAILER_BYTES, Trailer};
 
 use milonga_protocol::{ClusterId, UnitId};
 
-/// Version of every format in the directory.
+/// Version of every format in the directory, but for the state's.
 pub(crate) const FORMAT_VERSION: u8 = 1;
+/// Version of the state: 2 brought its voids.
+pub(crate) const STATE_VERSION: u8 = 2;
+
+/// The newest version of `file` that is read.
+pub(crate) fn newest_version(file: &str) -> u8 {
+    if file == STATE {
+        STATE_VERSION
+    } else {
+        FORMAT_VERSION
+    }
+}
 
 /// Name of the superblock.
 pub(crate) const SUPERBLOCK: &str = "superblock";

@@ -101,7 +101,7 @@ impl Chain {
 
     /// Before the first segment: `newest` is the last of them.
     pub(super) fn begin(&mut self, newest: Option<u64>) {
-        let Some(state) = self.state else {
+        let Some(state) = &self.state else {
             return;
         };
         self.report.state = Some(StateReport {
@@ -109,9 +109,10 @@ impl Chain {
             epoch: state.epoch,
             trim: state.trim,
             first_segment: state.first_segment,
+            voids: state.voids.iter().map(|v| (v.batch, v.from)).collect(),
         });
-        let first = state.first_segment;
-        if newest.is_none_or(|newest| newest < first) && state.epoch > Epoch::NONE {
+        let (first, epoch) = (state.first_segment, state.epoch);
+        if newest.is_none_or(|newest| newest < first) && epoch > Epoch::NONE {
             let name = segment_name(first);
             let expected = "this file: without it the unit does not start".to_owned();
             self.push(damage(&name, 0, expected, Affected::Unknown));
@@ -119,11 +120,24 @@ impl Chain {
     }
 
     fn first_segment(&self) -> u64 {
-        self.state.map_or(1, |state| state.first_segment)
+        self.state.as_ref().map_or(1, |state| state.first_segment)
+    }
+
+    /// From where on the state says that batch `number` is void.
+    fn void_of(&self, number: u64) -> Option<Position> {
+        self.state.as_ref()?.void_from(number)
+    }
+
+    /// Batch `number` may hold what lies below `high`, as far as it is not void.
+    fn may_hold(&mut self, number: u64, high: Position) {
+        let high = self.void_of(number).map_or(high, |void| void.min(high));
+        self.report.high = self.report.high.max(high);
     }
 
     fn trim(&self) -> Position {
-        self.state.map_or(Position::ZERO, |state| state.trim)
+        self.state
+            .as_ref()
+            .map_or(Position::ZERO, |state| state.trim)
     }
 
     /// Takes a segment; each comes before the one that was given last.
@@ -141,6 +155,9 @@ impl Chain {
         let lost: Vec<_> = self.unread.drain(..).collect();
         self.open.extend(lost);
         if segment.batches.is_empty() && segment.footer.is_none() {
+            if let Some(at) = segment.no_footer {
+                self.no_footer(&segment.name, at, false);
+            }
             let state = self.add_empty(segment);
             self.report_wrong(segment, usize::MAX);
             return self.list(segment, &[], state);
@@ -251,7 +268,10 @@ impl Chain {
                 Affected::Positions(h.lowest, h.end),
             );
             self.remark(&segment.name, batch.offset, text);
-            self.report.high = self.report.high.max(h.end);
+            self.may_hold(h.number, h.end);
+        }
+        if let Some(at) = segment.no_footer {
+            self.no_footer(&segment.name, at, is_tail);
         }
         self.check_rest(segment, is_tail, is_torn);
         let was_void = self.void;
@@ -264,6 +284,17 @@ impl Chain {
             self.lower(footer.edges.lowest_high);
         }
         self.count(segment, whole, was_void, broken);
+    }
+
+    /// An index is written before anything follows: the last one may be torn.
+    fn no_footer(&mut self, name: &str, at: u64, is_tail: bool) {
+        if is_tail {
+            let text = "torn tail: the index was not written whole (the records are read instead)";
+            self.remark(name, at, text.to_owned());
+        } else {
+            let expected = "an index with the right checksum (the records are read instead)";
+            self.damage(name, at, expected.to_owned());
+        }
     }
 
     fn check_rest(&mut self, segment: &Segment, is_tail: bool, is_torn: bool) {
@@ -320,7 +351,7 @@ impl Chain {
             high: edges.high,
         });
         self.max_epoch = self.max_epoch.max(edges.epoch);
-        self.report.high = self.report.high.max(edges.high);
+        self.may_hold(edges.last, edges.high);
     }
 
     /// Goes through the batches from the last to the first. Whether the chain between them is broken.
@@ -329,10 +360,13 @@ impl Chain {
         for (at, batch) in batches.iter().enumerate().rev() {
             let h = &batch.header;
             if self.report.batches == 0 {
-                self.report.high = self.report.high.max(h.high).max(h.end);
+                self.may_hold(h.number, h.high.max(h.end));
                 self.report.settled = h.mark;
             }
             broken |= self.join(h.number, h.mark.max(self.trim())) && at + 1 < batches.len();
+            if let Some(void) = self.void_of(h.number) {
+                self.lower(void);
+            }
             for (from, to) in &batch.damage {
                 self.lose(*from, *to);
             }
@@ -420,12 +454,17 @@ impl Chain {
         let generation = segment.generation();
         let mut active = Active::new(segment.number, generation.unwrap_or_default());
         let mut high = Position::ZERO;
+        let mut before = 0;
         for batch in batches {
-            if high > batch.header.high {
-                active.void(batch.header.high.0);
+            let h = &batch.header;
+            let void = self.void_between(before, h.number).unwrap_or(h.high);
+            let void = void.min(h.high);
+            if high > void {
+                active.void(void.0);
             }
             active.add_found(batch);
-            high = batch.header.high.max(batch.header.end);
+            high = h.high.max(h.end);
+            before = h.number;
         }
         let mut sealed = active.seal(high, &[]);
         let damaged = broken
@@ -445,7 +484,7 @@ impl Chain {
                 format!("an index that fits the records: {what}"),
             );
         }
-        if let Some(void) = void {
+        if let Some(void) = void.into_iter().chain(self.void_of(before)).min() {
             sealed.void(void.0);
         }
         self.count_held(&sealed);
@@ -457,6 +496,13 @@ impl Chain {
             _ => SegmentState::Sealed,
         };
         self.list(segment, batches, state);
+    }
+
+    /// What the state calls void of batch `from`, but not of batch `to`.
+    fn void_between(&self, from: u64, to: u64) -> Option<Position> {
+        let voids = self.state.iter().flat_map(|state| &state.voids);
+        let of = voids.filter(|void| (from..to).contains(&void.batch));
+        of.map(|void| void.from).min()
     }
 
     /// Whether a segment that was used is listed already.
@@ -524,7 +570,8 @@ impl Chain {
         if self.before.is_some_and(|before| before > first) {
             self.missing_behind(first.saturating_sub(1));
         }
-        if let Some(state) = self.state {
+        if let Some(state) = self.state.clone() {
+            self.report.high = self.report.high.max(state.trim);
             // Segments were removed behind one of which nothing was known.
             let unknown = state.removed_batch == 0 && first > 1;
             let removed = match &self.next {
@@ -544,9 +591,6 @@ impl Chain {
             self.push(damage);
         }
         let mut report = self.report;
-        report.high = report
-            .high
-            .max(self.state.map_or(Position::ZERO, |s| s.trim));
         report.streams = self.streams.len() as u64;
         report.segments.reverse();
         report.lost = merged(report.lost);

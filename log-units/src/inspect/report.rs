@@ -10,13 +10,13 @@ use crate::disk::FileName;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct UnitReport {
-    /// Identity of the unit; `None` if its superblock cannot be read.
+    /// Identity of the unit; `None` if nothing says it that can be read.
     pub unit: Option<UnitId>,
-    /// Name of its process.
+    /// Name of its process; `None` if its superblock cannot be read.
     pub name: Option<String>,
-    /// Its cluster; `None` also while it has none.
+    /// Its cluster; `None` while it has none, and if nothing says it (then `unit` is `None`, too).
     pub cluster: Option<ClusterId>,
-    /// Version of all formats in the directory.
+    /// Version of the formats in the directory.
     pub format: u8,
     /// The newest copy of its state; `None` if there is none that can be read.
     pub state: Option<StateReport>,
@@ -51,8 +51,17 @@ pub struct UnitReport {
     pub bytes: u64,
 }
 
+impl UnitReport {
+    /// Whether nothing says how much was lost: it may be more than `lost`.
+    #[must_use]
+    pub fn lost_is_unknown(&self) -> bool {
+        let unknown = |damage: &Damage| damage.affected == Affected::Unknown;
+        self.damage.iter().any(unknown)
+    }
+}
+
 /// What a unit must not forget.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StateReport {
     /// Number of this version of the state.
@@ -63,6 +72,8 @@ pub struct StateReport {
     pub trim: Position,
     /// Segments below this number were removed on purpose.
     pub first_segment: u64,
+    /// What is void: of what batches up to a number hold, everything at or above a position. Ascending.
+    pub voids: Vec<(u64, Position)>,
 }
 
 /// One segment file.

@@ -27,6 +27,8 @@ pub(super) struct Segment {
     pub(super) header: Option<SegmentHeader>,
     pub(super) batches: Vec<FoundBatch>,
     pub(super) footer: Option<Footer>,
+    /// A trailer tells of a footer here, which cannot be read.
+    pub(super) no_footer: Option<u64>,
     /// Where the footer lies, or the file ends.
     pub(super) limit: u64,
     pub(super) wrong: Vec<Wrong>,
@@ -46,6 +48,7 @@ impl Segment {
             header: None,
             batches: Vec::new(),
             footer: None,
+            no_footer: None,
             limit: file.len() as u64,
             wrong: Vec::new(),
             len: file.len() as u64,
@@ -126,10 +129,7 @@ impl Segment {
         let bytes = &self.file[size(trailer.offset)..size(end)];
         match Footer::decode(owner, trailer.generation, bytes) {
             Ok(footer) if footer.number == self.number => self.footer = Some(footer),
-            _ => self.note(
-                trailer.offset,
-                "an index with the right checksum (the records are read instead)".to_owned(),
-            ),
+            _ => self.no_footer = Some(trailer.offset),
         }
         let written = trailer.encode(owner);
         let found = self.file[size(at)..size(len)].iter();

@@ -485,3 +485,67 @@ fn an_epoch_that_a_restarted_unit_reports_survives_a_loss_of_power() {
     }
     assert!(reported > 20, "{reported}");
 }
+
+/// What was voided does not come back, whenever the power fails and whichever batches cannot be read afterwards.
+#[test]
+fn what_was_voided_stays_void_whatever_batches_are_damaged() {
+    let (mut lost, mut read) = (0, 0);
+    for seed in 0..60 {
+        let moments = run_trace(seed, 60).into_iter().rev().step_by(9);
+        for (at, (disk, model)) in moments.enumerate() {
+            let random = mix(seed * 100_000 + at as u64);
+            let mut disk = match random % 2 {
+                0 => disk.kill(random),
+                _ => Rig::on(disk.crash(random), config(), random).disk,
+            };
+            let all = batches(&disk);
+            // Without the last one: what cannot be read of that is cut, which is no damage.
+            let others = usize::try_from(random / 8).unwrap() % all.len().max(1);
+            let damaged = all.iter().rev().skip(1).rev().skip(others);
+            for (name, offset) in damaged.take(1 + usize::try_from(random / 2 % 4).unwrap()) {
+                disk.overwrite(name, *offset, &[0xff; 8]);
+                disk.overwrite(name, SEGMENT - 64, &[0; 64]);
+            }
+            let (l, r) = model.compare_damaged(random, disk);
+            (lost, read) = (lost + l, read + r);
+        }
+    }
+    println!("{lost} lost, {read} read");
+    assert!(lost > 1_000 && read > 1_000);
+}
+
+impl Model {
+    /// Opens the next epoch on a damaged disk; whatever is read was written, and is not void. Gives the numbers of lost
+    /// and of read positions.
+    fn compare_damaged(mut self, seed: u64, disk: SimDisk) -> (usize, usize) {
+        let mut rig = Rig::on(disk, config(), seed);
+        let (epoch, high) = (self.epoch.1 + 1, rig.seal(self.epoch.1 + 1).high);
+        self.starts.push((Epoch(epoch), high));
+        let layout = layout(epoch, high.0, 1, 1, 0, 0);
+        assert_eq!(
+            rig.open_layout(layout, self.starts),
+            ok(UnitResponse::Done),
+            "seed {seed}"
+        );
+        let (mut lost, mut read) = (0, 0);
+        for position in self.trimmed.1..high.0 {
+            let (answer, body) = rig.read_one(epoch, position);
+            let held = match answer {
+                UnitReadAnswer::Data { .. } => Some(body),
+                UnitReadAnswer::Junk => None,
+                UnitReadAnswer::Lost => {
+                    lost += 1;
+                    continue;
+                }
+                _ => continue,
+            };
+            read += 1;
+            let tried = self.tried.get(&position);
+            assert!(
+                tried.is_some_and(|tried| tried.contains(&held)),
+                "seed {seed}: position {position} holds what is void: {held:?}"
+            );
+        }
+        (lost, read)
+    }
+}

@@ -206,6 +206,45 @@ fn a_lost_segment_is_lost_and_not_unwritten() {
     }
 }
 
+/// Once nothing is lacking, what a lost segment may have held is no damage any more.
+#[test]
+fn what_was_given_back_is_lost_no_more() {
+    let mut rig = Rig::open(60);
+    let entries: Vec<_> = (0..150).map(|p| rig.put(1, p, 5)).collect();
+    let mut disk = rig.disk.clone();
+    assert!(disk.lose_file("segment-0000000000000002.log"));
+    let mut rig = Rig::on(disk, config(), 61);
+    for epoch in 2..4 {
+        assert!(rig.hello().unwrap().damaged);
+        assert!(rig.seal(epoch).lost > Position(60));
+        rig.open_epoch(epoch, 150);
+        let (epoch, below) = (Epoch(epoch), Position(150));
+        rig.ask(UnitRequest::Settled { epoch, below });
+        let lacking = |rig: &mut Rig, from| {
+            let (from, limit) = (Position(from), 1_000);
+            match rig.ask(UnitRequest::Lacking { epoch, from, limit }) {
+                Response::Unit(UnitResponse::Lacking { positions, .. }) => positions,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(lacking(&mut rig, 149).is_empty());
+        assert!(rig.hello().unwrap().damaged, "not all was looked at");
+        for position in lacking(&mut rig, 0) {
+            let entry = &entries[usize::try_from(position.0).unwrap()];
+            assert_eq!(
+                rig.repair(epoch.0, position.0, entry),
+                [WriteAnswer::Durable]
+            );
+        }
+        assert!(lacking(&mut rig, 0).is_empty());
+        assert!(!rig.hello().unwrap().damaged);
+        assert_eq!(rig.fact("lost_span"), "0");
+        assert_eq!(rig.seal(epoch.0 + 1).lost, Position::ZERO);
+        // A restart does not know its positions before it enters an epoch, and is looked through again.
+        rig = rig.restarted(62);
+    }
+}
+
 #[test]
 fn tails_do_not_lead_over_what_is_lost() {
     let mut rig = Rig::open(6);

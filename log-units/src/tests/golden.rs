@@ -1,4 +1,4 @@
-//! A directory of format version 1, committed: what was written once is read for ever.
+//! A directory of format version 1, and a state of version 2, committed: what was written once is read for ever.
 
 use milonga_protocol::messages::*;
 use milonga_protocol::{Epoch, Position};
@@ -16,9 +16,12 @@ const FILES: [(&str, &[u8]); 4] = [
         "segment-0000000000000002.log",
         include_bytes!("../../golden/segment-0000000000000002.log"),
     ),
-    ("state", include_bytes!("../../golden/state")),
+    ("state", include_bytes!("../../golden/state-v2")),
     ("superblock", include_bytes!("../../golden/superblock")),
 ];
+
+/// The state of the same directory, before it named voids.
+const STATE_VERSION_1: &[u8] = include_bytes!("../../golden/state");
 
 fn golden_config() -> UnitConfig {
     let mut config = config();
@@ -45,8 +48,28 @@ fn make() -> Rig {
 }
 
 #[test]
-fn format_version_1_is_read() {
-    let files = FILES.map(|(name, bytes)| (name.to_owned(), bytes.to_vec()));
+fn the_directory_is_read() {
+    let rig = is_read(FILES);
+    assert_eq!(rig.unit.state.durable.voids.len(), 1);
+}
+
+#[test]
+fn a_state_of_version_1_is_read_and_becomes_one_of_version_2() {
+    let mut files = FILES;
+    files[2].1 = STATE_VERSION_1;
+    let rig = is_read(files);
+    assert!(rig.unit.state.durable.voids.is_empty());
+    let (_, state) = rig
+        .disk
+        .files()
+        .into_iter()
+        .find(|f| f.0 == "state")
+        .unwrap();
+    assert_eq!([STATE_VERSION_1[8], state[8], state[4_096 + 8]], [1, 2, 2]);
+}
+
+fn is_read(files: [(&str, &[u8]); 4]) -> Rig {
+    let files = files.map(|(name, bytes)| (name.to_owned(), bytes.to_vec()));
     let mut rig = Rig::on(SimDisk::with_files(1, files), golden_config(), 2);
     let hello = rig.hello().expect("opens");
     assert_eq!(
@@ -70,10 +93,11 @@ fn format_version_1_is_read() {
     let listed = rig.streams(3, &[6], 3, 22).0;
     let expected = (3..22).filter(|p| p % 3 == 1 && !(12..14).contains(p));
     assert!(listed.iter().map(|e| e.0).eq(expected), "{listed:?}");
+    rig
 }
 
 #[test]
-fn format_version_1_is_written() {
+fn the_directory_is_written_alike() {
     for (name, bytes) in make().disk.files() {
         let golden = FILES.iter().find(|f| f.0 == name);
         match golden {
@@ -93,6 +117,7 @@ fn write_golden_files() {
     let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/golden");
     std::fs::create_dir_all(directory).unwrap();
     for (name, bytes) in make().disk.files() {
+        let name = if name == "state" { "state-v2" } else { &name };
         if !name.ends_with("3.log") {
             std::fs::write(format!("{directory}/{name}"), bytes).unwrap();
         }

@@ -268,3 +268,25 @@ fn what_is_not_there_yet_is_no_damage() {
     let foreign = inspect(&[("notes.txt".to_owned(), Bytes::new())]).unwrap();
     assert!(foreign.damage[0].expected.starts_with("no such file"));
 }
+
+#[test]
+fn what_nothing_says_is_not_known() {
+    let name = |n: u64| crate::format::segment_name(n);
+    let mut disk = directory().disk;
+    disk.overwrite("superblock", 0, &[0xff; 64]);
+    let report = look(&disk);
+    let says = (report.unit, report.cluster, report.name);
+    assert_eq!(says, (Some(ME), Some(CLUSTER), None), "the state does");
+    let mut less = disk.clone();
+    assert!(less.lose_file(&name(2)));
+    let report = look(&less);
+    assert!(!report.lost.is_empty() && !report.lost_is_unknown());
+    assert!(less.lose_file(&name(3)) && less.lose_file(&name(4)));
+    assert!(look(&less).lost_is_unknown());
+    disk.overwrite("state", 0, &[0xff; 8_192]);
+    for number in 1..5 {
+        disk.overwrite(&name(number), 0, &[0xff; 4_096]);
+    }
+    let report = look(&disk);
+    assert_eq!((report.unit, report.cluster), (None, None));
+}

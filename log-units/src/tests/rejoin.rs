@@ -219,6 +219,42 @@ fn a_crash_at_any_step_of_rejoining_leaves_what_can_rejoin() {
     }
 }
 
+/// Epoch 3 voids what was forgotten before, and batches say it, too; but that is true whichever of them can be read.
+#[test]
+fn what_was_forgotten_stays_so_whatever_batches_are_damaged() {
+    for step in 0..12 {
+        let mut rig = crashed_while_rejoining(head(80 + step), step, 100 + step);
+        let before = batches(&rig.disk).len();
+        enter(&mut rig);
+        assert_eq!(give(&mut rig, 3, Some(93)), WriteAnswer::Durable);
+        rig.write_values(3, &[(8, Some(entry(8, 8, &[5], 9)))]);
+        let after = batches(&rig.disk).split_off(before);
+        for damaged in 1_u32..1 << after.len() {
+            let mut disk = rig.disk.kill(120);
+            for (at, (name, offset)) in after.iter().enumerate() {
+                if damaged & 1 << at != 0 {
+                    disk.overwrite(name, *offset, &[0xff; 8]);
+                }
+            }
+            let mut rig = Rig::on(disk, config(), 121);
+            let layout = joined();
+            let starts = layout.starts.clone();
+            assert_eq!(rig.open_layout(layout, starts), ok(UnitResponse::Done));
+            let what = format!("step {step}, damaged {damaged:b}");
+            for position in 4..8 {
+                let (answer, _) = rig.read_one(4, position);
+                // The end of the log is cut, which is no damage.
+                let gone = matches!(answer, UnitReadAnswer::Lost | UnitReadAnswer::Unwritten);
+                assert!(gone, "{what}: {answer:?} at {position}");
+            }
+            let (answer, body) = rig.read_one(4, 3);
+            let held = matches!(answer, UnitReadAnswer::Data { .. });
+            let given = body == *entry(3, 93, &[5], 20).bytes();
+            assert!(given || !held, "{what}: {answer:?}");
+        }
+    }
+}
+
 #[test]
 fn what_is_lacking_is_named_given_and_kept() {
     let mut rig = head(20);

@@ -275,6 +275,18 @@ impl Rig {
     }
 }
 
+/// Where batches lie on the disk, in their order.
+pub(super) fn batches(disk: &SimDisk) -> Vec<(String, u64)> {
+    let files = disk.files().into_iter();
+    let found = files.flat_map(|(name, file)| {
+        let windows = file.windows(4).enumerate();
+        let headers = windows.filter(|(_, four)| four == b"MLGB");
+        let offsets: Vec<_> = headers.map(|(at, _)| (name.clone(), at as u64)).collect();
+        offsets
+    });
+    found.collect()
+}
+
 pub(super) fn ok(response: UnitResponse) -> Response {
     Response::Unit(response)
 }
