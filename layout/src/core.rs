@@ -50,6 +50,10 @@ pub struct LayoutCore {
     /// The sequencer of the epoch that is current or being made.
     pub(crate) sequencer: ServerName,
     pub(crate) phase: Phase,
+    /// Why the next epoch is needed, and since when, until its layout is committed.
+    pub(crate) origin: Option<(String, Time)>,
+    /// What the clock on the wall shows, for the history's readers.
+    pub(crate) wall_clock: Duration,
     pub(crate) courier: Courier<Errand>,
     /// When the present phase, or the part of it that units are waited for in, began.
     pub(crate) phase_since: Time,
@@ -101,13 +105,23 @@ impl LayoutCore {
         fresh: ClusterId,
         now: Time,
     ) -> Result<Self, PlanError> {
+        Self::from_history(plan, history, fresh, now, "the layout server was started")
+    }
+
+    fn from_history(
+        plan: ClusterPlan,
+        history: History,
+        fresh: ClusterId,
+        now: Time,
+        why: &str,
+    ) -> Result<Self, PlanError> {
         plan.check(history.current(), history.policy())?;
         let units = match history.current() {
             Some(layout) => layout.units.iter().map(|unit| unit.name.clone()).collect(),
             None => plan.unit_names().cloned().collect(),
         };
         let cause = match history.current() {
-            Some(_) => "the layout server was started",
+            Some(_) => why,
             None => "the cluster is new",
         };
         let sequencer = match history.current() {
@@ -132,6 +146,8 @@ impl LayoutCore {
                 since: now,
                 able: None,
             },
+            origin: Some((cause.into(), now)),
+            wall_clock: Duration::ZERO,
             courier: Courier::new(),
             phase_since: now,
             took: Took::default(),
@@ -170,7 +186,8 @@ impl LayoutCore {
         fresh: ClusterId,
         now: Time,
     ) -> Result<Self, PlanError> {
-        let mut core = Self::start(plan, history, fresh, now)?;
+        let why = "the layout has another leader, and the epoch was not at rest";
+        let mut core = Self::from_history(plan, history, fresh, now, why)?;
         let same_sequencer = |layout: &Layout| layout.sequencer.name == core.sequencer;
         if core.history.is_at_rest() && core.history.current().is_some_and(same_sequencer) {
             core.take_up();
@@ -424,6 +441,7 @@ impl LayoutCore {
     pub(crate) fn take_up(&mut self) {
         self.published = self.history.current().cloned();
         self.phase = Phase::Resume;
+        self.origin = None;
     }
 
     pub(crate) const fn published(&self) -> Option<&Layout> {
@@ -504,6 +522,9 @@ impl LayoutCore {
         self.copying = None;
         self.copying_aside.clear();
         self.joining.interrupted();
+        // What comes between, until there is an epoch, is not why it is needed.
+        let origin = (cause.clone(), self.now);
+        self.origin.get_or_insert(origin);
         self.phase = Phase::Gather {
             cause,
             since: self.now,

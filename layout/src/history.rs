@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use milonga_protocol::change::HistoryReport;
+use milonga_protocol::change::{EpochReport, HistoryReport, Origin};
 use milonga_protocol::layout::{LayoutError, ascending};
-use milonga_protocol::limits::{STARTS_IN_LAYOUT, STARTS_PER_PAGE};
+use milonga_protocol::limits::{ORIGINS_KEPT, STARTS_IN_LAYOUT, STARTS_PER_PAGE};
 use milonga_protocol::{ClusterId, Epoch, Layout, Position, UnitId};
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +26,8 @@ pub struct History {
     pub(crate) given_up: Option<(Position, Position)>,
     /// The last epoch below whose start all is settled; the store without raft does not keep it.
     pub(crate) settled: Epoch,
+    /// When and why the newest epochs came about, as far as it is known; the store without raft does not keep it.
+    pub(crate) origins: BTreeMap<Epoch, Origin>,
     /// What operators decided about units.
     pub(crate) policy: Policy,
 }
@@ -45,6 +47,8 @@ pub enum StoreChange {
         parent: Epoch,
         /// The new layout.
         layout: Layout,
+        /// When and why it came about; builds of before did not say.
+        origin: Option<Origin>,
     },
     /// These units confirmed that they have entered `epoch` (rule 28).
     Opened {
@@ -197,13 +201,18 @@ impl History {
         starts
     }
 
-    /// Epochs after this one with their starts, as many as fit one answer, and the newest layout.
+    /// Epochs after this one, as many as fit one answer, and the newest layout.
     #[must_use]
     pub fn report(&self, after: Epoch) -> HistoryReport {
         let mut later = self.starts.range(after.next()..);
-        let starts = later.by_ref().take(STARTS_PER_PAGE);
+        let epochs = later.by_ref().take(STARTS_PER_PAGE);
+        let epochs = epochs.map(|(epoch, start)| EpochReport {
+            epoch: *epoch,
+            start: *start,
+            origin: self.origins.get(epoch).cloned(),
+        });
         HistoryReport {
-            starts: starts.map(|(epoch, start)| (*epoch, *start)).collect(),
+            epochs: epochs.collect(),
             more: later.next().is_some(),
             current: self.current.clone(),
         }
@@ -219,11 +228,20 @@ impl History {
                 self.check_next(*epoch)?;
                 self.intent = Some(*epoch);
             }
-            StoreChange::Commit { parent, layout } => {
+            StoreChange::Commit {
+                parent,
+                layout,
+                origin,
+            } => {
                 self.check_commit(*parent, layout)?;
                 self.cluster = Some(layout.cluster);
                 self.intent = None;
                 self.starts.insert(layout.epoch, layout.start);
+                let origin = origin.clone().map(|origin| (layout.epoch, origin));
+                self.origins.extend(origin);
+                if self.origins.len() > ORIGINS_KEPT {
+                    self.origins.pop_first();
+                }
                 self.current = Some(layout.clone());
             }
             StoreChange::Opened { epoch, units } => {
@@ -337,11 +355,15 @@ impl History {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::samples::layout;
+    use crate::samples::{self, layout};
 
     fn commit(layout: Layout) -> StoreChange {
         let parent = Epoch(layout.epoch.0 - 1);
-        StoreChange::Commit { parent, layout }
+        StoreChange::Commit {
+            parent,
+            layout,
+            origin: None,
+        }
     }
 
     fn intent(epoch: u64) -> StoreChange {
@@ -432,6 +454,29 @@ mod tests {
         let mut broken = good;
         broken.segments[0].chains.clear();
         assert!(refused(&broken).contains("no chains"));
+    }
+
+    #[test]
+    fn the_newest_origins_are_kept() {
+        let mut history = history(&[0]);
+        let all = 2..=u64::try_from(ORIGINS_KEPT).unwrap() + 2;
+        for epoch in all.clone() {
+            history.apply(&intent(epoch)).expect("next");
+            let mut change = commit(layout(epoch, epoch, &history));
+            if let StoreChange::Commit { origin, .. } = &mut change {
+                *origin = Some(samples::origin(epoch));
+            }
+            history.apply(&change).expect("continues");
+        }
+        let report = history.report(Epoch::NONE);
+        assert!(report.more);
+        let origins = report.epochs.iter().map(|report| report.origin.clone());
+        let origins: Vec<_> = origins.take(4).collect();
+        let known = [3, 4].map(|epoch| Some(samples::origin(epoch)));
+        // The first one did not say, the second one is too old.
+        assert_eq!(origins[..2], [None, None]);
+        assert_eq!(origins[2..], known);
+        assert_eq!(history.origins.len(), ORIGINS_KEPT);
     }
 
     #[test]

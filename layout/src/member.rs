@@ -13,6 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use milonga_protocol::messages::{CallId, Hello, LayoutRequest, LayoutResponse, Refusal, Response};
 use milonga_protocol::settle::{SendId, SendOutcome};
@@ -175,6 +176,14 @@ impl LayoutMember {
                     }
                 }
             },
+        }
+    }
+
+    /// What the clock on the wall shows ([`milonga_protocol::Env::wall_clock`]), for who reads the history: to be told before
+    /// [`Self::handle_reply`], which may commit an epoch.
+    pub fn tell_wall_clock(&mut self, wall_clock: Duration) {
+        if let Seat::Leads { core, .. } = &mut self.seat {
+            core.wall_clock = wall_clock;
         }
     }
 
@@ -375,8 +384,6 @@ impl Seat {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use milonga_protocol::messages::Lease;
     use milonga_protocol::{Incarnation, Limits};
 
@@ -392,7 +399,11 @@ mod tests {
         let units = layout.units.iter().map(|unit| unit.id).collect();
         for change in [
             StoreChange::Intent { epoch },
-            StoreChange::Commit { parent, layout },
+            StoreChange::Commit {
+                parent,
+                layout,
+                origin: None,
+            },
             StoreChange::Opened { epoch, units },
             StoreChange::Settled { epoch },
         ] {
@@ -501,7 +512,11 @@ mod tests {
         let layout = samples::layout(2, 7, &history);
         let parent = Epoch(1);
         history
-            .apply(&StoreChange::Commit { parent, layout })
+            .apply(&StoreChange::Commit {
+                parent,
+                layout,
+                origin: None,
+            })
             .unwrap();
         let mut member = member(&Arc::new(history));
         member.handle(ms(0), CallId(1), get(0, 0));

@@ -336,7 +336,7 @@ mod tests {
                 let parent = history.epoch();
                 prop_assert!(seen.reports.values().all(|r| r.high <= layout.start));
                 history.apply(&StoreChange::Intent { epoch }).unwrap();
-                history.apply(&StoreChange::Commit { parent, layout: layout.clone() }).unwrap();
+                history.apply(&StoreChange::Commit { parent, layout: layout.clone(), origin: None }).unwrap();
                 prop_assert_eq!(layout.segments.len(), 1);
                 prop_assert_eq!(plan.check(Some(&layout), history.policy()), Ok(()));
             }
@@ -364,7 +364,11 @@ mod tests {
             let epoch = layout.epoch;
             history.apply(&StoreChange::Intent { epoch }).unwrap();
             history
-                .apply(&StoreChange::Commit { parent, layout })
+                .apply(&StoreChange::Commit {
+                    parent,
+                    layout,
+                    origin: None,
+                })
                 .unwrap();
         }
         let opened = StoreChange::Opened {

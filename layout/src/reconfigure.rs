@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
+use milonga_protocol::change::Origin;
 use milonga_protocol::layout::SequencerRef;
 use milonga_protocol::messages::{
     Lease, Refusal, Request, Response, SequencerRequest, SequencerResponse, StreamTail,
@@ -242,7 +243,15 @@ impl LayoutCore {
         let parent = self.history.epoch();
         self.took.sealed(self.now);
         self.phase = Phase::Commit(rest);
-        self.store(StoreChange::Commit { parent, layout });
+        let origin = self.origin.take().map(|(cause, since)| {
+            let began = self.wall_clock.saturating_sub(self.now.since(since));
+            Origin::new(began.as_secs(), cause)
+        });
+        self.store(StoreChange::Commit {
+            parent,
+            layout,
+            origin,
+        });
     }
 
     /// The store has what was asked of it; the history has it, too.

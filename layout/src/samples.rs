@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use milonga_protocol::change::Origin;
 use milonga_protocol::layout::SequencerRef;
 use milonga_protocol::{
     ClusterId, Epoch, Incarnation, Layout, Limits, Position, Redundancy, Segment, ServerName,
@@ -47,6 +48,14 @@ pub(crate) fn layout(epoch: u64, start: u64, history: &History) -> Layout {
         },
         limits,
     }
+}
+
+/// When and why an epoch came about.
+pub(crate) fn origin(epoch: u64) -> Origin {
+    Origin::new(
+        1_900_000_000 + epoch,
+        "unit-1a says nothing any more".into(),
+    )
 }
 
 /// A unit that was added by command.

@@ -7,6 +7,7 @@ mod records;
 mod tests;
 mod version_1;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -281,6 +282,7 @@ impl File<'_> {
             opened: records.opened.into_iter().collect(),
             given_up: given_up.transpose().map_err(|why| self.damaged(why))?,
             settled: Epoch::NONE,
+            origins: BTreeMap::new(),
             policy: policy.unwrap_or_default(),
         };
         history.check().map_err(|why| self.damaged(why))?;

@@ -2,6 +2,7 @@
 
 mod leases;
 mod operator;
+mod origins;
 mod restless;
 mod resuming;
 mod slowness;

@@ -308,6 +308,7 @@ impl ServerProcess {
             member,
             replica: Arc::clone(&replica),
             identity: Arc::clone(identity),
+            env: Arc::clone(env),
         };
         let (handle, task) = host::start(env, role, receiver, move |(reign, effect)| {
             steering.carry_out(reign, effect);

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{Epoch, Position, ServerName};
 use crate::layout::Layout;
+use crate::limits::CAUSE_BYTES;
 
 /// What an operator wants.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -89,13 +90,59 @@ pub struct CopyReport {
     pub end: Position,
 }
 
+/// When and why an epoch came about. Only people read it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// When its reconfiguration became necessary, in seconds since 1970 (UTC), as the clock on the layout's leader showed it.
+    pub began: u64,
+    /// Why.
+    pub cause: String,
+}
+
+impl Origin {
+    /// At most [`CAUSE_BYTES`] of the cause are kept.
+    #[must_use]
+    pub fn new(began: u64, mut cause: String) -> Self {
+        while cause.len() > CAUSE_BYTES {
+            cause.pop();
+        }
+        Self { began, cause }
+    }
+}
+
+/// An epoch of the history.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpochReport {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// Its start.
+    pub start: Position,
+    /// When and why it came about, if that is known.
+    pub origin: Option<Origin>,
+}
+
 /// A part of the history of layouts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HistoryReport {
-    /// Epochs with their starts, oldest first.
-    pub starts: Vec<(Epoch, Position)>,
+    /// Epochs, oldest first.
+    pub epochs: Vec<EpochReport>,
     /// Whether there are later ones.
     pub more: bool,
     /// The newest layout; `None` before the first.
     pub current: Option<Layout>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_cause_is_cut_between_characters() {
+        let short = "é".repeat(CAUSE_BYTES / 2);
+        assert_eq!(Origin::new(0, short.clone()).cause, short);
+        let long = format!("x{short}é");
+        let cut = Origin::new(0, long.clone()).cause;
+        assert_eq!(cut.len(), CAUSE_BYTES - 1);
+        assert!(long.starts_with(&cut));
+    }
 }

@@ -58,6 +58,10 @@ pub trait Env: Send + Sync + 'static {
     /// faster or slower than real time: leases are safe only with such a clock.
     fn now(&self) -> Time;
 
+    /// What the clock on the wall shows: time since 1970 in UTC. It may jump, so it is for people's eyes only: nothing may be
+    /// decided by it.
+    fn wall_clock(&self) -> Duration;
+
     /// Completes at `deadline`, at once if it has passed.
     fn sleep_until(&self, deadline: Time) -> BoxFuture<'static, ()>;
 

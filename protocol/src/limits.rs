@@ -20,6 +20,10 @@ pub const STREAM_TAILS_PER_PAGE: usize = 50_000;
 pub const STARTS_IN_LAYOUT: usize = 256;
 /// Most epochs whose starts one answer about the history lists.
 pub const STARTS_PER_PAGE: usize = 1_000;
+/// Most bytes of the cause of an epoch.
+pub const CAUSE_BYTES: usize = 200;
+/// Newest epochs of which the history keeps when and why they came about.
+pub const ORIGINS_KEPT: usize = 1_000;
 /// Most units that one chain may be made of by command.
 pub const UNITS_PER_NEW_CHAIN: usize = 16;
 /// Longest time a server holds a waiting request before it answers anyway.

@@ -612,7 +612,7 @@ pub enum LayoutRequest {
         /// Only say what would be done.
         dry_run: bool,
     },
-    /// Epochs after this one with their starts, at most [`crate::limits::STARTS_PER_PAGE`], and the newest layout.
+    /// Epochs after this one, at most [`crate::limits::STARTS_PER_PAGE`], and the newest layout.
     History {
         /// 0: from the first one.
         after: Epoch,

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use milonga_protocol::change::{ChangeReport, ChangeStage, ClusterChange, CopyReport};
-use milonga_protocol::{Epoch, Position};
+use milonga_protocol::Epoch;
+use milonga_protocol::change::{ChangeReport, ChangeStage, ClusterChange, CopyReport, EpochReport};
 use serde_json::json;
 
 use super::output::{self, Failure};
@@ -26,7 +26,7 @@ pub(super) enum ClusterCommand {
     Init(serve::Init),
     /// Show who serves what; the same as `milonga status`.
     Status(status::StatusCommand),
-    /// Show all epochs with their starts, and the chains of the newest layout.
+    /// Show all epochs with their starts, when and why each began, and the chains of the newest layout.
     History,
     /// Make another process the sequencer, which must be configured as one or as a spare.
     MoveSequencer {
@@ -235,24 +235,22 @@ impl CopyBar {
 
 async fn history(target: &Target, json: bool) -> Result<(), Failure> {
     let asking = asking(target)?;
-    let (mut starts, mut current) = (Vec::<(Epoch, Position)>::new(), None);
+    let (mut epochs, mut current) = (Vec::<EpochReport>::new(), None);
     loop {
-        let after = starts.last().map_or(Epoch::NONE, |(epoch, _)| *epoch);
+        let after = epochs.last().map_or(Epoch::NONE, |last| last.epoch);
         let page = asking.history(after).await?;
-        starts.extend(&page.starts);
+        let got_on = !page.epochs.is_empty();
+        epochs.extend(page.epochs);
         current = page.current.or(current);
-        if !page.more || page.starts.is_empty() {
+        if !page.more || !got_on {
             break;
         }
     }
     let layout = current.as_ref();
     let value = json!({
-        "epochs": starts.iter().map(|(epoch, start)| json!({
-            "epoch": epoch.0,
-            "start": start.0,
-        })).collect::<Vec<_>>(),
+        "epochs": epochs.iter().map(text::epoch).collect::<Vec<_>>(),
         "segments": layout.map(text::segments).unwrap_or_default(),
         "sequencer": layout.map(|layout| layout.sequencer.name.to_string()),
     });
-    output::result(json, &value, |_| text::history(&starts, layout))
+    output::result(json, &value, |_| text::history(&epochs, layout))
 }

@@ -251,6 +251,36 @@ async fn segments(cluster: &Cluster) -> Vec<Value> {
     chains.collect()
 }
 
+/// Also those that the run of the layout server before made, once this one has made its own.
+async fn says_why_epochs_began(cluster: &Cluster) {
+    let wanted = [
+        "the cluster is new",
+        "sequencer-2 is to be the sequencer",
+        "unit-x can take a place in a chain",
+        "unit-z has got everything",
+        "unit-1b is to leave",
+        "the layout server was started",
+    ];
+    let give_up = Instant::now() + Duration::from_secs(10);
+    let epochs = loop {
+        let output = cluster.command(&["history"]).await;
+        let history: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let epochs = history["epochs"].as_array().cloned().unwrap_or_default();
+        if wanted
+            .iter()
+            .all(|cause| epochs.iter().any(|epoch| epoch["cause"] == *cause))
+        {
+            break epochs;
+        }
+        assert!(Instant::now() < give_up, "{history}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    let began = epochs.iter().map(|epoch| epoch["began"].as_str());
+    let began: Vec<_> = began.map(|began| began.expect("a time")).collect();
+    assert!(began.is_sorted() && began[0].ends_with('Z'), "{began:?}");
+    assert!(!began[0].starts_with("1970"), "{began:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_grows_and_is_cared_for_under_load() {
     let dir = tempfile::tempdir().expect("a temporary folder");
@@ -316,6 +346,7 @@ async fn a_cluster_grows_and_is_cared_for_under_load() {
     cluster.kill("layout-1");
     cluster.spawn("layout-1");
     writers.go_on(200).await;
+    says_why_epochs_began(&cluster).await;
     let keys = writers.stop().await;
     check(&map, &keys).await;
     milonga.close().await.expect("closes");

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use milonga_protocol::env::{BoxFuture, Env, Task, Time};
 use milonga_protocol::sync::Mutex;
@@ -86,6 +86,11 @@ impl Env for TokioEnv {
     fn now(&self) -> Time {
         let awake = Instant::now().saturating_duration_since(self.start);
         Time::from_start(awake + self.sleep.so_far())
+    }
+
+    fn wall_clock(&self) -> Duration {
+        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        since_1970.unwrap_or_default()
     }
 
     fn sleep_until(&self, deadline: Time) -> BoxFuture<'static, ()> {

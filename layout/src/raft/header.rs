@@ -5,7 +5,7 @@
 //! ```
 
 use super::MemberId;
-use super::records::RECORD_VERSION;
+use super::records::{OLDEST_RECORD_VERSION, RECORD_VERSION};
 
 const MAGIC: [u8; 4] = *b"MLGR";
 
@@ -44,7 +44,9 @@ impl Header {
                 let id = id.try_into().map_err(|_| "its header is cut")?;
                 Some(MemberId(u64::from_le_bytes(id)))
             }
-            _ if version == RECORD_VERSION => return Err("its header is malformed".into()),
+            _ if (OLDEST_RECORD_VERSION..=RECORD_VERSION).contains(&version) => {
+                return Err("its header is malformed".into());
+            }
             _ => None,
         };
         Ok(Self { version, member })

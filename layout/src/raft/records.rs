@@ -5,8 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use milonga_protocol::change::Origin;
 use milonga_protocol::{ClusterId, Epoch, Layout, Position, UnitId, messages};
 use openraft::{CommittedLeaderId, EntryPayload, LeaderId};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{Entry, LogId, Member, MemberId, Membership, SnapshotMeta, StoredMembership, Vote};
@@ -14,7 +16,9 @@ use crate::history::{History, StoreChange};
 use crate::policy::Policy;
 
 /// Version of the records.
-pub(super) const RECORD_VERSION: u16 = 1;
+pub(super) const RECORD_VERSION: u16 = 2;
+/// The oldest version that can still be read; what is written is of the newest.
+pub(super) const OLDEST_RECORD_VERSION: u16 = 1;
 
 /// Encodes a record for the disk.
 pub(super) fn encode(record: &impl Serialize) -> Vec<u8> {
@@ -24,17 +28,19 @@ pub(super) fn encode(record: &impl Serialize) -> Vec<u8> {
 }
 
 /// Decodes a record from the disk; `what` is for the error.
-pub(super) fn decode<'a, T: Deserialize<'a>>(
-    what: &'static str,
-    bytes: &'a [u8],
-) -> Result<T, String> {
+pub(super) fn decode<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, String> {
     let Some((version, rest)) = bytes.split_first_chunk() else {
         return Err(format!("a {what} is cut"));
     };
-    match u16::from_le_bytes(*version) {
-        RECORD_VERSION => messages::decode(what, rest).map_err(|error| error.to_string()),
-        other => Err(format!("a {what} of unknown version {other}")),
-    }
+    let record = match u16::from_le_bytes(*version) {
+        RECORD_VERSION => messages::decode(what, rest),
+        // Version 1 knew no origins. They come last in what has them, and that there are none is one zero.
+        1 => {
+            messages::decode(what, rest).or_else(|_| messages::decode(what, &[rest, &[0]].concat()))
+        }
+        other => return Err(format!("a {what} of unknown version {other}")),
+    };
+    record.map_err(|error| error.to_string())
 }
 
 /// A promise, or a leadership.
@@ -203,6 +209,7 @@ struct HistoryRecord {
     settled: Epoch,
     given_up: Option<(Position, Position)>,
     policy: Policy,
+    origins: BTreeMap<Epoch, Origin>,
 }
 
 pub(super) fn encode_history(history: &History) -> Vec<u8> {
@@ -215,6 +222,7 @@ pub(super) fn encode_history(history: &History) -> Vec<u8> {
         settled,
         given_up,
         policy,
+        origins,
     } = history.clone();
     encode(&HistoryRecord {
         cluster,
@@ -225,6 +233,7 @@ pub(super) fn encode_history(history: &History) -> Vec<u8> {
         settled,
         given_up,
         policy,
+        origins,
     })
 }
 
@@ -240,6 +249,7 @@ pub(super) fn decode_history(bytes: &[u8]) -> Result<History, String> {
         settled: record.settled,
         given_up: record.given_up,
         policy: record.policy,
+        origins: record.origins,
     };
     history.check()?;
     Ok(history)

@@ -10,7 +10,7 @@ use redb::backends::InMemoryBackend;
 use tokio::sync::oneshot;
 
 use super::header::Header;
-use super::records::{RECORD_VERSION, decode_history, encode_history};
+use super::records::{OLDEST_RECORD_VERSION, RECORD_VERSION, decode_history, encode_history};
 use super::tables::{TableError, Tables};
 use super::{LogId, Member, MemberId, Membership, SnapshotMeta, StoredMembership};
 use crate::history::History;
@@ -48,7 +48,7 @@ impl RaftDisk for InPlace {
 pub struct RaftStore {
     /// `None` in memory.
     path: Option<Arc<Path>>,
-    tables: Arc<Tables>,
+    pub(super) tables: Arc<Tables>,
     disk: Arc<dyn RaftDisk>,
 }
 
@@ -201,23 +201,29 @@ impl RaftStore {
     }
 
     fn load(&self) -> Result<(), RaftStoreError> {
-        match self.tables.header().map_err(|e| self.error(e))? {
+        let header = match self.tables.header().map_err(|e| self.error(e))? {
             None => return self.write_header(None),
             Some(Err(why)) => {
                 let path = self.path();
                 return Err(StoreError::Foreign { path, why }.into());
             }
-            Some(Ok(header)) if header.version != RAFT_STORE_VERSION => {
+            Some(Ok(header))
+                if !(OLDEST_RECORD_VERSION..=RAFT_STORE_VERSION).contains(&header.version) =>
+            {
                 return Err(RaftStoreError::Version {
                     path: self.path(),
                     found: header.version,
                 });
             }
-            Some(Ok(_)) => {}
-        }
+            Some(Ok(header)) => header,
+        };
         let check = self.tables.check().and_then(|()| self.tables.snapshot());
         if let Some((_, bytes)) = check.map_err(|e| self.error(e))? {
             decode_history(&bytes).map_err(|why| self.error(TableError::Damaged(why)))?;
+        }
+        if header.version < RAFT_STORE_VERSION {
+            // Builds of before do not know the records that come.
+            self.write_header(header.member)?;
         }
         Ok(())
     }

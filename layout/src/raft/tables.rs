@@ -10,7 +10,8 @@ use std::ops::RangeBounds;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::header::Header;
 use super::messages::ENTRIES_BYTES;
@@ -261,7 +262,7 @@ impl Tables {
         Ok(())
     }
 
-    fn record<T: for<'a> Deserialize<'a>>(&self, key: &'static str) -> Result<Option<T>> {
+    fn record<T: DeserializeOwned>(&self, key: &'static str) -> Result<Option<T>> {
         let read = self.database()?.begin_read()?;
         let meta = read.open_table(META)?;
         let bytes = meta.get(key)?;

@@ -53,6 +53,10 @@ fn intent(epoch: u64) -> StoreChange {
 /// The commit of the epoch behind `history`.
 fn commit(history: &History, start: u64) -> StoreChange {
     let parent = history.epoch();
-    let layout = samples::layout(parent.0 + 1, start, history);
-    StoreChange::Commit { parent, layout }
+    let epoch = parent.0 + 1;
+    StoreChange::Commit {
+        parent,
+        layout: samples::layout(epoch, start, history),
+        origin: Some(samples::origin(epoch)),
+    }
 }

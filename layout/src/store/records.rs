@@ -151,7 +151,11 @@ mod tests {
             history.apply(&intent).unwrap();
             let layout = samples::layout(epoch, start, &history);
             let parent = Epoch(epoch - 1);
-            let commit = StoreChange::Commit { parent, layout };
+            let commit = StoreChange::Commit {
+                parent,
+                layout,
+                origin: None,
+            };
             history.apply(&commit).unwrap();
         }
         history

@@ -8,7 +8,11 @@ fn commit(store: &mut LayoutStore, epoch: u64, start: u64) {
     let epoch = layout.epoch;
     store.apply(&StoreChange::Intent { epoch }).unwrap();
     store
-        .apply(&StoreChange::Commit { parent, layout })
+        .apply(&StoreChange::Commit {
+            parent,
+            layout,
+            origin: None,
+        })
         .unwrap();
 }
 

@@ -61,6 +61,8 @@ pub(super) struct Dies {
     pub(super) after: Option<u64>,
 }
 
+/// What the clock on the wall shows when a world begins.
+pub(super) const WALL_CLOCK: Duration = Duration::from_secs(1_900_000_000);
 /// After so many milliseconds a server that died says hello again.
 const STARTED_AFTER: u64 = 300;
 
@@ -368,6 +370,7 @@ impl World {
                 );
             }
             Event::Outcome(run, id, outcome) if run == self.core_run => {
+                self.core().wall_clock = WALL_CLOCK + now.since_start();
                 self.core().handle_reply(now, id, outcome);
             }
             Event::Store(run, id, change) if run == self.core_run => {

@@ -8,16 +8,18 @@ use milonga_layout::{
     ConfirmId, History, LayoutEffect, LayoutMember, Reign, Replica, SendId, SendOutcome, StoreId,
 };
 use milonga_protocol::messages::{CallId, LayoutRequest};
-use milonga_protocol::{Epoch, ServerName, Time};
+use milonga_protocol::{Epoch, ServerName, SharedEnv, Time};
 use milonga_transport::Identity;
 
 use crate::host::{Core, Output};
 
-/// A member of the layout, its replica of the history, and the identity of the process, which learns the cluster from it.
+/// A member of the layout, its replica of the history, and the identity of the process, which learns the cluster from it; the
+/// environment shows the time of day.
 pub(crate) struct LayoutRole {
     pub(crate) member: LayoutMember,
     pub(crate) replica: Arc<Replica>,
     pub(crate) identity: Arc<Identity>,
+    pub(crate) env: SharedEnv,
 }
 
 impl LayoutRole {
@@ -60,6 +62,7 @@ impl Core for LayoutRole {
     fn event(&mut self, now: Time, event: LayoutEvent) {
         match event {
             LayoutEvent::Sent(reign, send, outcome) => {
+                self.member.tell_wall_clock(self.env.wall_clock());
                 self.member.handle_reply(now, reign, send, *outcome);
             }
             LayoutEvent::Stored(reign, store, outcome) => {

@@ -142,7 +142,11 @@ fn write_old_history(data: &Path, layout: &milonga_protocol::Layout) {
     let parent = Epoch::NONE;
     for change in [
         StoreChange::Intent { epoch },
-        StoreChange::Commit { parent, layout },
+        StoreChange::Commit {
+            parent,
+            layout,
+            origin: None,
+        },
         StoreChange::Opened { epoch, units },
     ] {
         store.apply(&change).unwrap();

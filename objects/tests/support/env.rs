@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use milonga_protocol::{BoxFuture, Env, SharedEnv, Task, Time};
 
@@ -32,6 +33,10 @@ impl TestEnv {
 impl Env for TestEnv {
     fn now(&self) -> Time {
         Time::from_start(self.start.elapsed())
+    }
+
+    fn wall_clock(&self) -> Duration {
+        self.now().since_start()
     }
 
     fn sleep_until(&self, deadline: Time) -> BoxFuture<'static, ()> {

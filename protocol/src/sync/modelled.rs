@@ -83,6 +83,10 @@ impl Env for Still {
         self.0
     }
 
+    fn wall_clock(&self) -> Duration {
+        Duration::ZERO
+    }
+
     fn sleep_until(&self, deadline: Time) -> BoxFuture<'static, ()> {
         if deadline <= self.0 {
             Box::pin(std::future::ready(()))

@@ -72,9 +72,11 @@ impl Asking {
         }
     }
 
-    /// Epochs after this one.
+    /// Epochs after this one. Those that are asked first may be dead, so each is given its time.
     pub(super) async fn history(&self, after: Epoch) -> Result<HistoryReport, Unanswered> {
-        let until = self.now().after(PATIENCE);
+        let until = self
+            .now()
+            .after(self.servers.iter().map(|_| PATIENCE).sum());
         match self.ask(LayoutRequest::History { after }, until).await? {
             LayoutResponse::History(report) => Ok(report),
             other => Err(unexpected(&other)),

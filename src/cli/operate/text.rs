@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use milonga_protocol::change::{ChangeReport, ChangeStage};
-use milonga_protocol::{Epoch, Layout, Position, ServerName, UnitIndex};
+use milonga_protocol::change::{ChangeReport, ChangeStage, EpochReport};
+use milonga_protocol::{Layout, ServerName, UnitIndex};
 use serde_json::{Value, json};
 
 /// Epochs that are shown at once.
@@ -60,14 +60,69 @@ pub(super) fn segments(layout: &Layout) -> Vec<Value> {
     layout.segments.iter().map(segment).collect()
 }
 
-pub(super) fn history(starts: &[(Epoch, Position)], layout: Option<&Layout>) -> String {
+/// An epoch, for `--json`.
+pub(super) fn epoch(report: &EpochReport) -> Value {
+    let origin = report.origin.as_ref();
+    json!({
+        "epoch": report.epoch.0,
+        "start": report.start.0,
+        "began": origin.map(|origin| rfc_3339(origin.began)),
+        "cause": origin.map(|origin| &origin.cause),
+    })
+}
+
+/// Seconds since 1970 as people write them, in UTC.
+fn rfc_3339(seconds: u64) -> String {
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // In years that begin in March, so that a leap day is the last one; from 1 March of the year 0.
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (month, next) = if month < 10 {
+        (month + 3, 0)
+    } else {
+        (month - 9, 1)
+    };
+    let year = era * 400 + year + next;
+    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+fn table(epochs: &[EpochReport]) -> String {
+    let head = ["epoch", "start", "began", "cause"].map(str::to_owned);
+    let rows = epochs.iter().map(|report| {
+        let origin = report.origin.as_ref();
+        [
+            report.epoch.to_string(),
+            report.start.to_string(),
+            origin.map_or_else(|| "-".into(), |origin| rfc_3339(origin.began)),
+            origin.map_or_else(|| "-".into(), |origin| origin.cause.clone()),
+        ]
+    });
+    let rows: Vec<_> = std::iter::once(head).chain(rows).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let (epoch_width, start_width, began_width) = (width(0), width(1), width(2));
     let mut text = String::new();
-    let hidden = starts.len().saturating_sub(SHOWN);
+    for [epoch, start, began, cause] in &rows {
+        let _ = writeln!(
+            text,
+            "{epoch:>epoch_width$}  {start:>start_width$}  {began:<began_width$}  {cause}"
+        );
+    }
+    text
+}
+
+pub(super) fn history(epochs: &[EpochReport], layout: Option<&Layout>) -> String {
+    let mut text = String::new();
+    let hidden = epochs.len().saturating_sub(SHOWN);
     if hidden > 0 {
         let _ = writeln!(text, "{hidden} earlier epochs (`--json` shows all)");
     }
-    for (epoch, start) in &starts[hidden..] {
-        let _ = writeln!(text, "epoch {epoch} starts at {start}");
+    if !epochs.is_empty() {
+        text.push_str(&table(&epochs[hidden..]));
     }
     let Some(layout) = layout else {
         text.push_str("there is no layout yet\n");
@@ -88,4 +143,60 @@ pub(super) fn history(starts: &[(Epoch, Position)], layout: Option<&Layout>) -> 
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use milonga_protocol::change::Origin;
+    use milonga_protocol::{Epoch, Position};
+
+    use super::*;
+
+    fn epochs() -> [EpochReport; 2] {
+        let report = |epoch, start, origin| EpochReport {
+            epoch: Epoch(epoch),
+            start: Position(start),
+            origin,
+        };
+        let origin = Origin::new(1_893_456_009, "unit-1a was restarted".into());
+        [report(9, 0, None), report(10, 1_234, Some(origin))]
+    }
+
+    #[test]
+    fn the_history_is_a_table() {
+        let text = history(&epochs(), None);
+        let wanted = "\
+epoch  start  began                 cause
+    9      0  -                     -
+   10   1234  2030-01-01T00:00:09Z  unit-1a was restarted
+there is no layout yet
+";
+        assert_eq!(text, wanted);
+        assert_eq!(history(&[], None), "there is no layout yet\n");
+    }
+
+    #[test]
+    fn what_is_not_known_of_an_epoch_is_null() {
+        let [old, new] = epochs().map(|report| epoch(&report));
+        let unknown = json!({ "epoch": 9, "start": 0, "began": null, "cause": null });
+        assert_eq!(old, unknown);
+        assert_eq!(new["began"], json!("2030-01-01T00:00:09Z"));
+        assert_eq!(new["cause"], json!("unit-1a was restarted"));
+    }
+
+    #[test]
+    fn seconds_are_dates() {
+        for (seconds, date) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (951_868_800, "2000-03-01T00:00:00Z"),
+            (1_767_225_599, "2025-12-31T23:59:59Z"),
+            (1_767_225_600, "2026-01-01T00:00:00Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(rfc_3339(seconds), date);
+        }
+        let _ = rfc_3339(u64::MAX);
+    }
 }

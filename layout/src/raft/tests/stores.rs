@@ -4,6 +4,9 @@ use std::path::Path;
 
 use redb::{Database, TableDefinition};
 
+use super::super::header::Header;
+use super::super::records::decode_history;
+use super::messages::of_version_1;
 use super::net::Nowhere;
 use super::*;
 
@@ -192,6 +195,25 @@ fn another_version_or_a_damaged_record_is_refused() {
         log.insert(1, &b"\x01\x00\xff"[..]).unwrap();
     });
     assert!(refused(&path).contains("log entry"));
+}
+
+#[test]
+fn a_store_of_version_1_becomes_one_of_the_newest() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("raft.redb");
+    drop(RaftStore::open(&path).unwrap());
+    for key in ["header", "vote", "snapshot", "history"] {
+        put(&path, key, &of_version_1(key));
+    }
+    let store = RaftStore::open(&path).unwrap();
+    let (_, history) = store.tables.snapshot().unwrap().expect("kept");
+    let history = decode_history(&history).unwrap();
+    let newest = history.report(Epoch::NONE).epochs.pop().expect("an epoch");
+    assert_eq!((newest.epoch, newest.origin), (Epoch(1), None));
+    // A build of before refuses the file from now on.
+    let header = store.tables.header().unwrap().expect("kept").unwrap();
+    let (version, member) = (RAFT_STORE_VERSION, Some(MemberId(2)));
+    assert_eq!(header, Header { version, member });
 }
 
 /// A disk that breaks.

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use milonga_protocol::env::{BoxFuture, Env, SharedEnv, Task, Time};
 
@@ -26,9 +27,16 @@ impl WorldEnv {
     }
 }
 
+/// When every world begins, on its clocks on the wall: 1 January 2030.
+const BEGIN: Duration = Duration::from_secs(1_893_456_000);
+
 impl Env for WorldEnv {
     fn now(&self) -> Time {
         self.executor.lock().time_of(self.process)
+    }
+
+    fn wall_clock(&self) -> Duration {
+        BEGIN + self.now().since_start()
     }
 
     fn sleep_until(&self, deadline: Time) -> BoxFuture<'static, ()> {

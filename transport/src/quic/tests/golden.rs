@@ -24,8 +24,8 @@ fn parts(bytes: &'static [u8]) -> (Prefix, Message) {
 }
 
 /// Version 2 changed the sequencer's bootstrap and the seal's report, version 3 brought repairs, version 4 units that join,
-/// version 5 layouts of several members, and marks that clients tell, version 6 how slow servers are, and leases: older
-/// peers are told so.
+/// version 5 layouts of several members, and marks that clients tell, version 6 how slow servers are, and leases, version 7
+/// when and why an epoch began: older peers are told so.
 #[test]
 fn older_frames_are_refused_by_their_version() {
     for (version, golden) in [
@@ -39,6 +39,8 @@ fn older_frames_are_refused_by_their_version() {
         (4, &include_bytes!("../../../golden/handshake-v4.bin")[..]),
         (5, &include_bytes!("../../../golden/frame-v5.bin")[..]),
         (5, &include_bytes!("../../../golden/handshake-v5.bin")[..]),
+        (6, &include_bytes!("../../../golden/frame-v6.bin")[..]),
+        (6, &include_bytes!("../../../golden/handshake-v6.bin")[..]),
     ] {
         let prefix = golden.first_chunk::<PREFIX_BYTES>().expect("a prefix");
         let error = Prefix::read(prefix).unwrap_err();
@@ -47,8 +49,8 @@ fn older_frames_are_refused_by_their_version() {
 }
 
 #[test]
-fn a_frame_of_version_6() {
-    let golden = include_bytes!("../../../golden/frame-v6.bin");
+fn a_frame_of_version_7() {
+    let golden = include_bytes!("../../../golden/frame-v7.bin");
     let request = Request::Unit(UnitRequest::Read {
         epoch: Epoch(7),
         settled: Position(1_000),
@@ -68,10 +70,10 @@ fn a_frame_of_version_6() {
 }
 
 #[test]
-fn a_handshake_of_version_6() {
-    let golden = include_bytes!("../../../golden/handshake-v6.bin");
+fn a_handshake_of_version_7() {
+    let golden = include_bytes!("../../../golden/handshake-v7.bin");
     let handshake = Handshake {
-        version: 6,
+        version: 7,
         cluster: Some(ClusterId(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff)),
         name: "unit-1a".into(),
         incarnation: Incarnation(42),
