@@ -186,7 +186,7 @@ impl LayoutCore {
         fresh: ClusterId,
         now: Time,
     ) -> Result<Self, PlanError> {
-        let why = "the layout has another leader, and the epoch was not at rest";
+        let why = "another term of the layout's leadership began";
         let mut core = Self::from_history(plan, history, fresh, now, why)?;
         let same_sequencer = |layout: &Layout| layout.sequencer.name == core.sequencer;
         if core.history.is_at_rest() && core.history.current().is_some_and(same_sequencer) {

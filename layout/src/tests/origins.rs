@@ -46,6 +46,11 @@ fn each_epoch_has_its_cause_and_its_time_whoever_leads_later() {
         [1, 2, 3].map(|epoch| origin(&world, epoch)),
         [first, second, third]
     );
+    // An epoch that was at rest went on: the next one has a cause of its own.
+    assert_eq!(
+        origin(&world, 4).cause,
+        "unit-00 can take a place in a chain"
+    );
 }
 
 /// A unit was restarted, and all are being sealed.
@@ -79,7 +84,7 @@ fn another_leader_that_makes_an_epoch_says_so() {
     let mut world = sealing(92);
     world.take_over();
     world.run_for(1_000);
-    let cause = "the layout has another leader, and the epoch was not at rest";
+    let cause = "another term of the layout's leadership began";
     assert_eq!(origin(&world, 2).cause, cause);
     world.heal_and_check();
 }

@@ -1,6 +1,7 @@
 //! Asks the layout, whichever of its servers answers.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,12 +15,18 @@ use crate::cli::output::Failure;
 
 /// For one answer.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// For a page of the history.
+const HISTORY_WITHIN: Duration = Duration::from_secs(15);
+/// Between two rounds of asking.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// Who is asked.
 pub(super) struct Asking {
     env: SharedEnv,
     network: SharedNetwork,
     servers: Vec<Peer>,
+    /// Who answered last is asked first: others may be dead.
+    first: AtomicUsize,
 }
 
 /// Why there is no answer to a question.
@@ -46,6 +53,7 @@ impl Asking {
             env,
             network,
             servers,
+            first: AtomicUsize::new(0),
         })
     }
 
@@ -72,14 +80,18 @@ impl Asking {
         }
     }
 
-    /// Epochs after this one. Those that are asked first may be dead, so each is given its time.
+    /// Epochs after this one. Asks again while nobody can say.
     pub(super) async fn history(&self, after: Epoch) -> Result<HistoryReport, Unanswered> {
-        let until = self
-            .now()
-            .after(self.servers.iter().map(|_| PATIENCE).sum());
-        match self.ask(LayoutRequest::History { after }, until).await? {
-            LayoutResponse::History(report) => Ok(report),
-            other => Err(unexpected(&other)),
+        let until = self.now().after(HISTORY_WITHIN);
+        loop {
+            match self.ask(LayoutRequest::History { after }, until).await {
+                Ok(LayoutResponse::History(report)) => return Ok(report),
+                Ok(other) => return Err(unexpected(&other)),
+                Err(Unanswered::Later(_)) if self.now().after(PAUSE) < until => {
+                    self.pause(PAUSE).await;
+                }
+                Err(unanswered) => return Err(unanswered),
+            }
         }
     }
 
@@ -87,8 +99,12 @@ impl Asking {
     async fn ask(&self, request: LayoutRequest, until: Time) -> Result<LayoutResponse, Unanswered> {
         let message = Request::Layout(request).into_message(Bytes::new());
         let (mut said, mut in_vain) = (Vec::new(), true);
-        for server in &self.servers {
-            let deadline = until.min(self.now().after(PATIENCE));
+        let first = self.first.load(Ordering::Relaxed);
+        let servers = self.servers.iter().enumerate().cycle().skip(first);
+        for (left, (index, server)) in (1..=self.servers.len()).rev().zip(servers) {
+            // Nobody takes the time of those who come after.
+            let share = until.since(self.now()) / u32::try_from(left).unwrap_or(u32::MAX);
+            let deadline = self.now().after(share.min(PATIENCE));
             let network = Arc::clone(&self.network);
             let answer = match network.call(server, message.clone(), deadline).await {
                 Ok(answer) => Response::decode(&answer).map_err(|e| e.to_string()),
@@ -98,7 +114,10 @@ impl Asking {
                 }
             };
             match answer {
-                Ok(Response::Layout(answer)) => return Ok(answer),
+                Ok(Response::Layout(answer)) => {
+                    self.first.store(index, Ordering::Relaxed);
+                    return Ok(answer);
+                }
                 Ok(Response::Refused(
                     refusal @ (Refusal::Declined { .. }
                     | Refusal::NotAllowed { .. }

@@ -91,6 +91,11 @@ fn rfc_3339(seconds: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
+/// Without what a terminal would take for a command.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).collect()
+}
+
 fn table(epochs: &[EpochReport]) -> String {
     let head = ["epoch", "start", "began", "cause"].map(str::to_owned);
     let rows = epochs.iter().map(|report| {
@@ -99,7 +104,7 @@ fn table(epochs: &[EpochReport]) -> String {
             report.epoch.to_string(),
             report.start.to_string(),
             origin.map_or_else(|| "-".into(), |origin| rfc_3339(origin.began)),
-            origin.map_or_else(|| "-".into(), |origin| origin.cause.clone()),
+            origin.map_or_else(|| "-".into(), |origin| printable(&origin.cause)),
         ]
     });
     let rows: Vec<_> = std::iter::once(head).chain(rows).collect();
