@@ -61,9 +61,9 @@ impl Starts {
         }
     }
 
-    /// How many restarts there were lately.
-    fn within(&self, now: Time) -> usize {
-        let lately = self.lately.iter().filter(|at| now.since(**at) <= WITHIN);
+    /// How many restarts there were shortly before `then`, and since.
+    fn within(&self, then: Time) -> usize {
+        let lately = self.lately.iter().filter(|at| then.since(**at) <= WITHIN);
         lately.count()
     }
 
@@ -90,9 +90,11 @@ impl Starts {
     /// Whether it is as bad as `other`, which is restless: it starts again and again as often. Where the power fails for
     /// all, one comes back first, so its next start is counted.
     fn is_no_better_than(&self, other: &Self, now: Time) -> bool {
-        let with_next = self.within(now) + 1;
+        // Of the time when the other one was at its worst: that they were alike then does not change by waiting.
+        let then = other.lately.back().copied().unwrap_or(now);
+        let with_next = self.within(then) + 1;
         let is_bad = self.is_restless(now) || with_next >= TOO_MANY;
-        is_bad && with_next >= other.within(now)
+        is_bad && with_next >= other.within(then)
     }
 
     /// In words and numbers, if it is restless.
@@ -136,11 +138,13 @@ impl LayoutCore {
         beside
     }
 
-    /// Whether the member `name` is restless, and its chains keep enough that are calm.
+    /// Whether the member `name` is restless, and its chains keep enough that are calm, and there.
     pub(crate) fn is_to_blame(&self, name: &ServerName) -> bool {
         let member = self.history.current().zip(self.member(name));
         member.is_some_and(|(layout, unit)| {
-            self.is_restless(name) && algebra::can_do_without(layout, &self.no_better(layout, unit))
+            let mut more = self.no_better(layout, unit);
+            more.extend(self.absent());
+            self.is_restless(name) && algebra::can_do_without(layout, &more)
         })
     }
 

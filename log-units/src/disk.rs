@@ -91,8 +91,8 @@ pub enum DiskError {
     /// read may be asked for again. Poisons the unit when it hits a write or sync.
     #[error("{0}")]
     Busy(String),
-    /// Everything else; poisons the unit when it hits a write or sync. When it hits a read it is damage if the disk still
-    /// takes a write after it.
+    /// Everything else; poisons the unit when it hits a write or sync. When it hits a read it is damage if the disk takes a
+    /// write after it, and a second read and write end alike.
     #[error("{0}")]
     Io(String),
 }

@@ -33,8 +33,13 @@ pub(crate) enum Purpose {
 impl Job<Purpose> {
     /// Whether what could not be read comes first, so that there is no answer that stops before it.
     fn gives_nothing(&self) -> bool {
-        let first = self.slots.first();
-        matches!(first, Some((_, Slot::Later))) || matches!(self.purpose, Purpose::Compare(_))
+        let withheld_first = matches!(self.slots.first(), Some((_, Slot::Withheld)));
+        match self.purpose {
+            // Who reads streams is told where the entry is, and looks for it elsewhere.
+            Purpose::Streams(_) => false,
+            Purpose::Compare(_) => true,
+            _ => withheld_first,
+        }
     }
 }
 
@@ -306,8 +311,8 @@ impl Unit {
                     entries.push(entry);
                     UnitReadAnswer::Data { len }
                 }
-                // More than one answer can carry: it stops early. `Pending` would say that it is not durable.
-                Slot::Later | Slot::Disk(_) => break,
+                // More than one answer can carry, or give: it stops early. `Pending` would say that it is not durable.
+                Slot::Later | Slot::Withheld | Slot::Disk(_) => break,
             });
         }
         self.reply(

@@ -32,6 +32,8 @@ pub(crate) enum Slot {
     Disk(Place),
     /// Over the answer's size: ask again.
     Later,
+    /// The disk did not give it, and nobody knows whether it is there.
+    Withheld,
 }
 
 /// A list of positions that is being read, for somebody.
@@ -42,7 +44,7 @@ pub(crate) struct Job<P> {
     pub(crate) slots: Vec<(Position, Slot)>,
     /// Why the disk could not be asked. Then nothing is known of what was to be read.
     pub(crate) not_now: Option<String>,
-    /// Why some entries, which are `Later` now, could not be read.
+    /// Why some entries are `Withheld`.
     pub(crate) withheld: Option<String>,
     /// Chunks under way.
     missing: usize,
@@ -166,7 +168,7 @@ impl<P> ReaderOf<P> {
             let (len, place) = match slot {
                 Slot::Data(data) => (data.len(), None),
                 Slot::Disk(place) => (size(guess(*position, *place)), Some(*place)),
-                Slot::Known(_) | Slot::Later => continue,
+                Slot::Known(_) | Slot::Later | Slot::Withheld => continue,
             };
             if given && bytes + len > budget {
                 *slot = Slot::Later;
@@ -304,7 +306,7 @@ impl<P> ReaderOf<P> {
             Found::Withheld(why) => {
                 for (slot, _) in &chunk.wants {
                     if let Some((_, value)) = job.slots.get_mut(*slot) {
-                        *value = Slot::Later;
+                        *value = Slot::Withheld;
                     }
                 }
                 job.withheld = Some(why.clone());

@@ -89,7 +89,7 @@ impl Unit {
             match slot {
                 Slot::Data(entry) => bytes += entry.len() as u64,
                 // More than a piece, or the disk was not asked: from here on.
-                Slot::Later | Slot::Disk(_) => {
+                Slot::Later | Slot::Withheld | Slot::Disk(_) => {
                     self.scrub.next.1 = self.scrub.next.1.min(position.0);
                 }
                 Slot::Known(UnitReadAnswer::Lost) if *position >= trimmed => {

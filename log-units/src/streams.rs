@@ -397,7 +397,7 @@ fn take_given(slots: Vec<(Position, Slot)>) -> (Vec<(Position, u32)>, Vec<Bytes>
                 entries.push((position, len32(&entry)));
                 bodies.push(entry);
             }
-            Slot::Known(UnitReadAnswer::Lost) => entries.push((position, 0)),
+            Slot::Known(UnitReadAnswer::Lost) | Slot::Withheld => entries.push((position, 0)),
             Slot::Known(_) => {}
             Slot::Later | Slot::Disk(_) => {
                 below = position;

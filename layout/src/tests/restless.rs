@@ -308,6 +308,26 @@ fn two_restarts_of_one_do_not_excuse_the_many_of_the_other() {
     world.heal_and_check();
 }
 
+/// That both were alike when the power failed does not change by waiting.
+#[test]
+fn nobody_is_to_blame_later_for_what_all_suffered() {
+    let mut world = pair(105);
+    for round in 0..3 {
+        if round > 0 {
+            world.restart(&name("unit-01"));
+            world.run_for(10);
+        }
+        world.restart(&name("unit-00"));
+        world.run_for(4_000);
+    }
+    world.run_for(3_000);
+    assert!(fact(&mut world, "restless").starts_with("unit-00"));
+    world.restart(&name(SEQUENCER));
+    world.run_for(500);
+    assert!(world.is_served(), "{:?}", world.core().facts());
+    assert_eq!(active(&mut world), [["unit-00", "unit-01"]]);
+}
+
 #[test]
 fn who_is_out_comes_back_though_its_whole_chain_starts_again_and_again() {
     let mut world = pair(103);

@@ -313,6 +313,9 @@ fn a_poisoned_unit_gives_what_lies_before_a_bad_sector_and_after_it() {
         assert_eq!(answers.len(), given);
     }
     assert!(is_poisoned(&read(4)));
+    // Who reads streams looks for it elsewhere.
+    let (entries, complete, _) = rig.streams(2, &[5], 0, 10);
+    assert_eq!((entries.len(), entries[4], complete), (10, (4, 0), 10));
     // What is found could not be given back, so nothing is looked for.
     let reads = rig.fact("disk_reads");
     rig.pass(120_000);
