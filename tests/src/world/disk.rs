@@ -21,6 +21,9 @@ const CAPACITY: u64 = 1 << 30;
 /// Bytes that a disk writes in a millisecond.
 const BYTES_PER_MILLI: u64 = 300 << 10;
 
+/// Most nanoseconds that an operation takes: else the rare long one of a slow disk outlasts the fault by a minute.
+const LONGEST: u64 = 5_000_000_000;
+
 /// How fast the disks are when nothing in particular happens. Drawn by each seed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct DiskPlan {
@@ -164,7 +167,8 @@ impl DiskState {
             _ => (0, self.plan.sync, op.bytes()),
         };
         let takes = self.rng.long_tailed(typical) + bytes * 1_000_000 / BYTES_PER_MILLI;
-        let end = self.busy[lane].max(now).plus(takes * self.slow);
+        let takes = (takes * self.slow).min(LONGEST);
+        let end = self.busy[lane].max(now).plus(takes);
         self.busy[lane] = end;
         end.max(self.stalled_until)
     }
