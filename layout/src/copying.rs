@@ -87,6 +87,8 @@ struct Batch {
     positions: Vec<Position>,
     /// How many replicas of the chain were asked and could not give them.
     tried: usize,
+    /// So many refused before anybody could not give them.
+    refused: usize,
 }
 
 impl Copying {
@@ -192,6 +194,7 @@ impl Copying {
         self.waiting.extend(batches.map(|positions| Batch {
             positions: positions.to_vec(),
             tried: 0,
+            refused: 0,
         }));
     }
 
@@ -228,18 +231,23 @@ impl Copying {
         }
         // An answer stops early where it would be too large.
         let rest = batch.positions[answers.len()..].to_vec();
-        self.put_back(rest, batch.tried);
+        let refused = batch.refused;
+        self.put_back(rest, batch.tried, refused);
         if batch.tried + 1 < replicas {
-            self.put_back(missing, batch.tried + 1);
+            self.put_back(missing, batch.tried + 1, refused);
         } else {
             self.nowhere = self.nowhere.or_else(|| missing.first().copied());
         }
         Ok((items, data.freeze()))
     }
 
-    fn put_back(&mut self, positions: Vec<Position>, tried: usize) {
+    fn put_back(&mut self, positions: Vec<Position>, tried: usize, refused: usize) {
         if !positions.is_empty() {
-            self.waiting.push_front(Batch { positions, tried });
+            self.waiting.push_front(Batch {
+                positions,
+                tried,
+                refused,
+            });
         }
     }
 }
@@ -378,7 +386,8 @@ impl LayoutCore {
         let sources = self.copying.as_ref()?;
         let sources = sources.sources(layout, *batch.positions.first()?);
         // The tail has the least to do; whoever comes before it is asked for what it lost.
-        let place = sources.len().checked_sub(1 + batch.tried)?;
+        let turn = (batch.tried + batch.refused).checked_rem(sources.len())?;
+        let place = sources.len().checked_sub(1 + turn)?;
         sources.get(place).map(|unit| **unit)
     }
 
@@ -432,9 +441,10 @@ impl LayoutCore {
         body: Bytes,
     ) -> Result<(), String> {
         let step = self.copying.as_mut().and_then(|c| c.steps.remove(&id));
-        let Some(step) = step else {
+        let Some(mut step) = step else {
             return Ok(());
         };
+        let refused = matches!(response, Response::Refused(_));
         let result = match response {
             Response::Unit(response) => self.copy_step_done(&step, response, body),
             Response::Refused(refusal) => Err(refusal.to_string()),
@@ -444,6 +454,13 @@ impl LayoutCore {
             match &result {
                 Ok(()) => copying.progress_at = self.now,
                 Err(_) => {
+                    // Its disk may have failed, and it be needed all the same: another one may give it.
+                    if let Step::Read(batch) = &mut step
+                        && refused
+                        && batch.tried == 0
+                    {
+                        batch.refused += 1;
+                    }
                     copying.steps.insert(id, step);
                 }
             }
@@ -551,6 +568,7 @@ mod tests {
         let batch = |position| Batch {
             positions: vec![Position(position), Position(position + 2)],
             tried: 0,
+            refused: 0,
         };
         let mut copying = Copying::new(UnitIndex(0), Position::ZERO, Time::default());
         copying.from = Position(100);

@@ -150,7 +150,7 @@ impl LayoutCore {
         let unit = self.heard.fresh(self.now, name).and_then(|h| h.unit);
         let below = self.history.given_up_from(self.trimmed);
         let same = unit.is_some_and(|unit| unit.id == ready.id);
-        let fit = self.is_fit(name) && self.is_calm_enough(name, ready.chain);
+        let fit = self.is_fit(name) && !self.is_restless(name);
         same && fit && ready.kept_below <= below
     }
 
@@ -285,8 +285,7 @@ impl LayoutCore {
         let more = layout.segments.last().map_or(0, |last| last.chains.len());
         let join = |name: &ServerName| {
             let ready = self.joining.ready.get(name)?;
-            let calm = self.is_ready(name) && !self.is_restless(name);
-            let outside = calm && self.member(name).is_none();
+            let outside = self.is_ready(name) && self.member(name).is_none();
             let (name, id) = (name.clone(), ready.id);
             let chain = u16::try_from(more).ok()?;
             outside.then_some(Join { name, id, chain })

@@ -61,10 +61,10 @@ impl Starts {
         }
     }
 
-    /// How many restarts there were shortly before `then`, and since.
+    /// How many restarts there were around `then`.
     fn within(&self, then: Time) -> usize {
-        let lately = self.lately.iter().filter(|at| then.since(**at) <= WITHIN);
-        lately.count()
+        let near = |at: &&Time| then.since(**at).max(at.since(then)) <= WITHIN;
+        self.lately.iter().filter(near).count()
     }
 
     /// Within what time the last [`TOO_MANY`] restarts were.
@@ -90,7 +90,7 @@ impl Starts {
     /// Whether it is as bad as `other`, which is restless: it starts again and again as often. Where the power fails for
     /// all, one comes back first, so its next start is counted.
     fn is_no_better_than(&self, other: &Self, now: Time) -> bool {
-        // Of the time when the other one was at its worst: that they were alike then does not change by waiting.
+        // Around the last start of the other one: that they were alike then does not change by waiting.
         let then = other.lately.back().copied().unwrap_or(now);
         let with_next = self.within(then) + 1;
         let is_bad = self.is_restless(now) || with_next >= TOO_MANY;

@@ -204,6 +204,45 @@ fn a_spare_that_does_not_answer_lets_the_next_one_go_first() {
     );
 }
 
+/// A replica whose disk gives nothing, and which cannot be spared, is no reason to ask no other one.
+#[test]
+fn what_one_replica_does_not_give_is_copied_from_another() {
+    let mut world = World::new(57, 1, 3);
+    world.plan = world.plan.clone().with_min_replicas(2);
+    world.start_core();
+    world.run_for(1_000);
+    while world.acked.len() < 40 {
+        world.append();
+    }
+    world.down = vec![name("unit-00")];
+    world.run_for(1_500);
+    while world.acked.len() < 80 {
+        world.append();
+    }
+    // All of it is settled by another epoch.
+    world.restart(&name(SEQUENCER));
+    world.run_for(1_000);
+    world
+        .units
+        .get_mut(&name("unit-02"))
+        .expect("a unit")
+        .withholds = true;
+    world
+        .units
+        .get_mut(&name("unit-00"))
+        .expect("a unit")
+        .forget();
+    world.down.clear();
+    world.run_for(10_000);
+    assert!(world.is_served(), "{:?}", world.core().facts());
+    world
+        .units
+        .get_mut(&name("unit-02"))
+        .expect("a unit")
+        .withholds = false;
+    world.heal_and_check();
+}
+
 #[test]
 fn a_copy_that_cannot_end_does_not_keep_others_out() {
     let mut world = opened(47);

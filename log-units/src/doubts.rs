@@ -26,7 +26,7 @@ pub(crate) struct Doubts {
     waiting: Vec<(u64, OpId)>,
     /// Those of them, and of the reads under way, that had failed before.
     failed_before: BTreeSet<u64>,
-    /// The synced write that was submitted last.
+    /// The durable write that was submitted last.
     last_write: OpId,
 }
 
@@ -38,7 +38,7 @@ impl Doubts {
     }
 
     pub(crate) fn submitted(&mut self, what: &Op, op: OpId) {
-        if is_synced_write(what) {
+        if is_durable_write(what) {
             self.last_write = op;
         }
     }
@@ -62,7 +62,7 @@ impl Unit {
         }
     }
 
-    /// A synced write ended: whoever waited for it knows more.
+    /// A durable write ended: whoever waited for it knows more.
     pub(crate) fn write_ended(&mut self, op: OpId, result: &Result<DiskDone, DiskError>) {
         let full = match result {
             Ok(_) => None,
@@ -98,7 +98,7 @@ impl Unit {
 }
 
 /// Whether the operation is a write whose success says that the disk works.
-pub(crate) const fn is_synced_write(what: &Op) -> bool {
+pub(crate) const fn is_durable_write(what: &Op) -> bool {
     matches!(
         what,
         Op::Batch | Op::Footer | Op::State(_) | Op::Superblock(_)

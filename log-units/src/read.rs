@@ -31,14 +31,13 @@ pub(crate) enum Purpose {
 }
 
 impl Job<Purpose> {
-    /// Whether what could not be read comes first, so that there is no answer that stops before it.
+    /// Whether there is no answer to give: what was withheld comes first, or is needed.
     fn gives_nothing(&self) -> bool {
-        let withheld_first = matches!(self.slots.first(), Some((_, Slot::Withheld)));
         match self.purpose {
             // Who reads streams is told where the entry is, and looks for it elsewhere.
             Purpose::Streams(_) => false,
             Purpose::Compare(_) => true,
-            _ => withheld_first,
+            _ => matches!(self.slots.first(), Some((_, Slot::Withheld))),
         }
     }
 }

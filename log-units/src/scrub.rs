@@ -28,7 +28,7 @@ const PASS_AT_LEAST: Duration = Duration::from_secs(60);
 pub(crate) struct Scrub {
     /// The next entry: number of its segment, and its position there at the least.
     next: (u64, u64),
-    /// When it is read; `None` before the first pass, and while a piece is being read.
+    /// When it is read; `None` before the first pass, while a piece is being read, and once the disk has failed.
     at: Option<Time>,
     began: Time,
     pub(crate) passes: u64,
@@ -88,7 +88,7 @@ impl Unit {
         for (position, slot) in &job.slots {
             match slot {
                 Slot::Data(entry) => bytes += entry.len() as u64,
-                // More than a piece, or the disk was not asked: from here on.
+                // More than a piece, or the disk was not asked, or gave nothing: from here on.
                 Slot::Later | Slot::Withheld | Slot::Disk(_) => {
                     self.scrub.next.1 = self.scrub.next.1.min(position.0);
                 }

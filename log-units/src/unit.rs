@@ -238,7 +238,7 @@ impl Unit {
             return;
         };
         self.pace.ended(self.now, op);
-        if doubts::is_synced_write(&what) {
+        if doubts::is_durable_write(&what) {
             self.write_ended(op, &result);
         }
         match what {

@@ -8,7 +8,7 @@ use milonga_protocol::{Epoch, Position};
 
 use super::cores::UnitRig;
 
-/// A directory of format version 1.
+/// A directory as this version writes it.
 pub(crate) const GOLDEN: [(&str, &[u8]); 4] = [
     (
         "superblock",

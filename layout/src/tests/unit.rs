@@ -30,6 +30,8 @@ pub(super) struct Unit {
     /// Forgotten by a restart.
     sealed_for: Epoch,
     serving: Option<Layout>,
+    /// It gives no entry to who reads: its disk does not.
+    pub(super) withholds: bool,
     /// Its disk failed in this run.
     pub(super) poisoned: bool,
     /// What it says of its disk.
@@ -50,6 +52,7 @@ impl Unit {
             mark: Position::ZERO,
             sealed_for: Epoch::NONE,
             serving: None,
+            withholds: false,
             poisoned: false,
             disk_micros: None,
         }
@@ -108,6 +111,10 @@ impl Unit {
                 epoch, positions, ..
             } => {
                 self.served(epoch)?;
+                if self.withholds {
+                    let why = "a disk that gives nothing".into();
+                    return Err(Refusal::Poisoned { why });
+                }
                 return Ok(self.read(&positions));
             }
             UnitRequest::Write { epoch, items, .. } => self.write(epoch, items, body)?,

@@ -87,7 +87,7 @@ impl Asking {
             match self.ask(LayoutRequest::History { after }, until).await {
                 Ok(LayoutResponse::History(report)) => return Ok(report),
                 Ok(other) => return Err(unexpected(&other)),
-                Err(Unanswered::Later(_)) if self.now().after(PAUSE) < until => {
+                Err(Unanswered::Later(_)) if self.now().after(PATIENCE) < until => {
                     self.pause(PAUSE).await;
                 }
                 Err(unanswered) => return Err(unanswered),

@@ -250,9 +250,12 @@ impl Stage<'_> {
             let Some(disk) = self.cluster.disk(name).cloned() else {
                 continue;
             };
+            if self.cluster.process(name).is_none() {
+                continue;
+            }
             if on {
                 disk.with_sim(SimDisk::die);
-            } else if self.cluster.process(name).is_some() {
+            } else {
                 self.cluster.stop(name, End::PowerLoss);
                 self.cluster.start(name);
             }
