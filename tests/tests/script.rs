@@ -322,13 +322,9 @@ fn a_process_is_slow_and_fast_again() {
     refused(&cluster.script(&["slow", "unit-1b"]), 1, "is slow already");
     refused(&cluster.script(&["pause", "unit-1b"]), 1, "is slow: ");
     refused(&cluster.script(&["status"]), 0, "unit-1b is slow");
-    // It says hello, and is out of the way all the same.
-    let status = cluster.status(|_, text| text.contains("out         unit-1b: "));
-    assert!(!status.contains("unit-1b: says nothing"), "{status}");
-    assert!(
-        status.contains("unit-1b: is slow: it answers within"),
-        "{status}"
-    );
+    // It says hello, and is out of the way all the same. (On a busy machine it may have been silent before.)
+    let status = cluster.status(|_, text| text.contains("unit-1b: is slow: it answers within"));
+    assert!(status.contains("out         unit-1b: is slow"), "{status}");
     assert_eq!(ok(&cluster.script(&["heal"])), "healed unit-1b\n");
     refused(&cluster.script(&["resume", "unit-1b"]), 1, "is not paused");
     cluster.status(|_, text| text.contains("unit-1b: was slow") || text.contains("full: "));
