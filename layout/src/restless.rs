@@ -142,10 +142,15 @@ impl LayoutCore {
     pub(crate) fn is_to_blame(&self, name: &ServerName) -> bool {
         let member = self.history.current().zip(self.member(name));
         member.is_some_and(|(layout, unit)| {
-            let mut more = self.no_better(layout, unit);
-            more.extend(self.absent());
-            self.is_restless(name) && algebra::can_do_without(layout, &more)
+            self.is_restless(name) && self.is_spared(layout, unit, &self.absent())
         })
+    }
+
+    /// Whether the chains of the restless member `unit` keep enough without it, those that are no better, and `gone`.
+    fn is_spared(&self, layout: &Layout, unit: UnitIndex, gone: &BTreeSet<UnitIndex>) -> bool {
+        let mut more = self.no_better(layout, unit);
+        more.extend(gone);
+        algebra::can_do_without(layout, &more)
     }
 
     /// Whether `name` is as calm as those whose chain it would come into: where all start again and again, each is needed.
@@ -164,9 +169,7 @@ impl LayoutCore {
     ) -> BTreeSet<UnitIndex> {
         let members = layout.members().into_iter();
         for unit in members.filter(|unit| self.is_restless(self.unit_name(*unit))) {
-            let mut more = self.no_better(layout, unit);
-            more.extend(&gone);
-            if algebra::can_do_without(layout, &more) {
+            if self.is_spared(layout, unit, &gone) {
                 gone.insert(unit);
             }
         }

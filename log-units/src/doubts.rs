@@ -55,15 +55,17 @@ impl Unit {
         if plants::active(Plant::ReadErrorIsLost) {
             self.chunk_found(read, &Found::Nothing);
         } else if let Some(why) = self.poison.clone() {
-            self.doubts.over(read);
             self.chunk_found(read, &Found::Withheld(why));
         } else {
             self.doubts.waiting.push((read, self.last_op()));
         }
     }
 
-    /// A durable write ended: whoever waited for it knows more.
-    pub(crate) fn write_ended(&mut self, op: OpId, result: &Result<DiskDone, DiskError>) {
+    /// An operation ended: if it was a durable write, whoever waited for it knows more.
+    pub(crate) fn ended(&mut self, what: &Op, op: OpId, result: &Result<DiskDone, DiskError>) {
+        if !is_durable_write(what) {
+            return;
+        }
         let full = match result {
             Ok(_) => None,
             Err(full @ DiskError::Full) => Some(full.to_string()),
@@ -76,12 +78,10 @@ impl Unit {
         for (read, _) in known {
             if let Some(why) = &full {
                 // Some say so without having asked the disk.
-                self.doubts.over(read);
                 self.chunk_found(read, &Found::Withheld(why.clone()));
             } else if self.doubts.failed_before.insert(read) {
                 self.reader.again(read);
             } else {
-                self.doubts.over(read);
                 self.chunk_found(read, &Found::Nothing);
             }
         }
@@ -91,14 +91,13 @@ impl Unit {
     /// The disk failed: nothing is known of what could not be read.
     pub(crate) fn doubts_stay(&mut self, why: &str) {
         for (read, _) in std::mem::take(&mut self.doubts.waiting) {
-            self.doubts.over(read);
             self.chunk_found(read, &Found::Withheld(why.to_owned()));
         }
     }
 }
 
 /// Whether the operation is a write whose success says that the disk works.
-pub(crate) const fn is_durable_write(what: &Op) -> bool {
+const fn is_durable_write(what: &Op) -> bool {
     matches!(
         what,
         Op::Batch | Op::Footer | Op::State(_) | Op::Superblock(_)

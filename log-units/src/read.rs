@@ -210,12 +210,12 @@ impl Unit {
             Err(DiskError::Io(_)) if self.reader.is_single(chunk) => return self.doubt(chunk),
             _ => Found::Nothing,
         };
-        self.doubts.over(chunk);
         self.chunk_found(chunk, &found);
     }
 
     /// What came of a read is known.
     pub(crate) fn chunk_found(&mut self, chunk: u64, found: &Found) {
+        self.doubts.over(chunk);
         let segment = self.reader.segment_of(chunk);
         let generation = segment.and_then(|s| self.index.generation(s)).unwrap_or(0);
         let owner = self.owner();

@@ -8,7 +8,7 @@ use milonga_protocol::{ClusterId, Epoch, Position, Time};
 
 use crate::config::{OpenError, UnitConfig};
 use crate::disk::{DiskDone, DiskError, DiskOp, FileName, OpId};
-use crate::doubts::{self, Doubts};
+use crate::doubts::Doubts;
 use crate::epochs::Epochs;
 use crate::files::Files;
 use crate::format::{Owner, Superblock};
@@ -238,9 +238,7 @@ impl Unit {
             return;
         };
         self.pace.ended(self.now, op);
-        if doubts::is_durable_write(&what) {
-            self.write_ended(op, &result);
-        }
+        self.ended(&what, op, &result);
         match what {
             Op::Recovery => self.recovery_done(result),
             Op::Batch => self.batch_done(result),

@@ -271,12 +271,7 @@ fn what_a_second_read_gives_is_not_lost() {
     let (mut rig, _) = ten_uncached(4);
     let broken = DiskError::Io("the path is gone for a moment".to_owned());
     rig.disk.fail_reads(FIRST, 0..u64::MAX, broken);
-    let read = UnitRequest::Read {
-        epoch: Epoch(2),
-        settled: Position(0),
-        positions: vec![Position(4)],
-    };
-    let call = rig.send(read, Bytes::new());
+    let call = rig.send(reading(2, &[4]), Bytes::new());
     assert!(rig.step(), "the read");
     rig.disk.heal();
     rig.run();
@@ -327,12 +322,7 @@ fn a_poisoned_unit_gives_what_lies_before_a_bad_sector_and_after_it() {
 #[test]
 fn a_bad_sector_holds_up_no_seal() {
     let (mut rig, _) = ten_uncached(4);
-    let read = UnitRequest::Read {
-        epoch: Epoch(2),
-        settled: Position(0),
-        positions: vec![Position(4)],
-    };
-    rig.send(read, Bytes::new());
+    rig.send(reading(2, &[4]), Bytes::new());
     let read = disk_op(&mut rig);
     rig.unit
         .disk_done(rig.now, read, Err(DiskError::Io("broken".to_owned())));
@@ -350,12 +340,7 @@ fn a_write_that_began_before_proves_nothing() {
     let (request, body) = write(2, &[(10, Some(entry(10, 10, &[5], 40)))]);
     rig.send(request, body);
     let batch = disk_op(&mut rig);
-    let read = UnitRequest::Read {
-        epoch: Epoch(2),
-        settled: Position(0),
-        positions: vec![Position(4)],
-    };
-    let call = rig.send(read, Bytes::new());
+    let call = rig.send(reading(2, &[4]), Bytes::new());
     let read = disk_op(&mut rig);
     rig.unit.disk_done(rig.now, read, broken());
     let state = disk_op(&mut rig);
@@ -382,12 +367,7 @@ fn what_cannot_be_read_now_is_not_lost() {
     let (mut rig, _) = ten_uncached(4);
     let busy = DiskError::Busy("too many open files".to_owned());
     rig.disk.fail_reads(FIRST, 0..u64::MAX, busy.clone());
-    let read = UnitRequest::Read {
-        epoch: Epoch(2),
-        settled: Position(0),
-        positions: vec![Position(4)],
-    };
-    let answer = rig.ask(read);
+    let answer = rig.ask(reading(2, &[4]));
     let Response::Refused(Refusal::Busy { what }) = &answer else {
         panic!("{answer:?}");
     };

@@ -99,16 +99,10 @@ fn an_untouched_directory_is_whole_and_counted_as_the_unit_counts() {
 fn every_flipped_bit_is_reported() {
     let rig = directory();
     let clean = look(&rig.disk);
+    let batches = batches(&rig.disk);
     let last_batch = |name: &str| {
-        let file = rig
-            .disk
-            .files()
-            .into_iter()
-            .find(|f| f.0 == name)
-            .unwrap()
-            .1;
-        let magic = file.windows(4).rposition(|four| four == b"MLGB");
-        magic.unwrap_or(0) as u64
+        let last = batches.iter().rev().find(|(file, _)| file == name);
+        last.map_or(0, |(_, at)| *at)
     };
     let (mut flipped, mut torn) = (0, 0);
     for (name, bytes) in rig.disk.files() {

@@ -182,12 +182,7 @@ impl Rig {
     }
 
     pub(super) fn read_full(&mut self, epoch: u64, positions: &[u64]) -> (Response, Bytes) {
-        let request = UnitRequest::Read {
-            epoch: Epoch(epoch),
-            settled: Position::ZERO,
-            positions: positions.iter().copied().map(Position).collect(),
-        };
-        self.ask_with(request, Bytes::new())
+        self.ask_with(reading(epoch, positions), Bytes::new())
     }
 
     /// One answer, with the data if it is any.
@@ -308,6 +303,14 @@ pub(super) fn marks(response: &Response) -> Marks {
             | UnitResponse::Entries { marks, .. },
         ) => *marks,
         other => panic!("{other:?}"),
+    }
+}
+
+pub(super) fn reading(epoch: u64, positions: &[u64]) -> UnitRequest {
+    UnitRequest::Read {
+        epoch: Epoch(epoch),
+        settled: Position::ZERO,
+        positions: positions.iter().copied().map(Position).collect(),
     }
 }
 
