@@ -57,6 +57,8 @@ pub(crate) struct Copying {
     /// would not know after a restart that it lacks anything (rule 11).
     nowhere: Option<Position>,
     nowhere_before: Option<Position>,
+    /// So often a replica refused in this pass, and another one was asked.
+    refused: usize,
     waiting: VecDeque<Batch>,
     steps: BTreeMap<StepId, Step>,
     /// The mark of the replicas, and what the unit was told of it.
@@ -89,6 +91,8 @@ struct Batch {
     tried: usize,
     /// So many refused before anybody could not give them.
     refused: usize,
+    /// Whether the last answer was a refusal.
+    ask_another: bool,
 }
 
 impl Copying {
@@ -100,6 +104,7 @@ impl Copying {
             lacked: 0,
             nowhere: None,
             nowhere_before: None,
+            refused: 0,
             waiting: VecDeque::new(),
             steps: BTreeMap::new(),
             trimmed,
@@ -136,8 +141,11 @@ impl Copying {
         }
         let under_way = self.steps.len() - usize::from(self.asking);
         if under_way < WINDOW
-            && let Some(batch) = self.waiting.pop_front()
+            && let Some(mut batch) = self.waiting.pop_front()
         {
+            if batch.tried == 0 {
+                batch.refused = self.refused;
+            }
             return Some(Step::Read(batch));
         }
         let more = self.from < Position::MAX && self.waiting.len() < WINDOW;
@@ -157,6 +165,7 @@ impl Copying {
         self.from = Position::ZERO;
         self.asking = false;
         self.lacked = 0;
+        self.refused = 0;
         self.waiting.clear();
         self.steps.clear();
         self.nowhere_before = self.nowhere.take();
@@ -195,6 +204,7 @@ impl Copying {
             positions: positions.to_vec(),
             tried: 0,
             refused: 0,
+            ask_another: false,
         }));
     }
 
@@ -247,6 +257,7 @@ impl Copying {
                 positions,
                 tried,
                 refused,
+                ask_another: false,
             });
         }
     }
@@ -391,6 +402,18 @@ impl LayoutCore {
         sources.get(place).map(|unit| **unit)
     }
 
+    /// Before a step is sent again: whoever refused, because its disk failed and it is needed all the same, say, is asked no
+    /// more in this pass.
+    pub(crate) fn before_copy(&mut self, step: StepId) {
+        if let Some(copying) = &mut self.copying
+            && let Some(Step::Read(batch)) = copying.steps.get_mut(&step)
+            && std::mem::take(&mut batch.ask_another)
+        {
+            batch.refused += 1;
+            copying.refused = copying.refused.max(batch.refused);
+        }
+    }
+
     pub(crate) fn whom_to_copy(&self, step: StepId) -> ServerName {
         let request = self.copy_request(step);
         request.map_or_else(|| self.sequencer.clone(), |(name, _, _)| name)
@@ -454,12 +477,8 @@ impl LayoutCore {
             match &result {
                 Ok(()) => copying.progress_at = self.now,
                 Err(_) => {
-                    // Its disk may have failed, and it be needed all the same: another one may give it.
-                    if let Step::Read(batch) = &mut step
-                        && refused
-                        && batch.tried == 0
-                    {
-                        batch.refused += 1;
+                    if let Step::Read(batch) = &mut step {
+                        batch.ask_another = refused && batch.tried == 0;
                     }
                     copying.steps.insert(id, step);
                 }
@@ -569,6 +588,7 @@ mod tests {
             positions: vec![Position(position), Position(position + 2)],
             tried: 0,
             refused: 0,
+            ask_another: false,
         };
         let mut copying = Copying::new(UnitIndex(0), Position::ZERO, Time::default());
         copying.from = Position(100);

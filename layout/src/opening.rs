@@ -18,6 +18,9 @@ use crate::planner;
 impl LayoutCore {
     /// Sends an errand of the current phase.
     pub(crate) fn send(&mut self, errand: Errand, tries: u32) {
+        if let Errand::Copy(step) = errand {
+            self.before_copy(step);
+        }
         let Some((name, request, body)) = self.request(&errand) else {
             return;
         };

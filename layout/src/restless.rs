@@ -90,9 +90,10 @@ impl Starts {
     /// Whether it is as bad as `other`, which is restless: it starts again and again as often. Where the power fails for
     /// all, one comes back first, so its next start is counted.
     fn is_no_better_than(&self, other: &Self, now: Time) -> bool {
-        // Around the last start of the other one: that they were alike then does not change by waiting.
+        // Around the last start of the other one: that they were alike then does not change by waiting. Or now: whoever only
+        // begins to fail when the other one is up again is no better.
         let then = other.lately.back().copied().unwrap_or(now);
-        let with_next = self.within(then) + 1;
+        let with_next = self.within(then).max(self.within(now)) + 1;
         let is_bad = self.is_restless(now) || with_next >= TOO_MANY;
         is_bad && with_next >= other.within(then)
     }
@@ -228,6 +229,39 @@ mod tests {
             starts.restarted(at(ms), from, to);
         }
         assert_eq!(starts.lately.len(), 1);
+    }
+
+    #[test]
+    fn who_starts_again_and_again_now_is_no_better_than_who_did_before() {
+        let (mut well, mut ill) = (Starts::default(), Starts::default());
+        // Restless for the second time, so that it is trusted again after 20 s only.
+        restarts(&mut well, &[1, 2, 3, 100_001, 100_002, 100_003]);
+        assert!(!ill.is_no_better_than(&well, at(100_003)));
+        restarts(&mut ill, &[111_001, 111_500]);
+        assert!(
+            ill.is_no_better_than(&well, at(111_500)),
+            "one more is one too many"
+        );
+        restarts(&mut ill, &[112_000]);
+        let now = at(112_000);
+        assert!(well.is_restless(now) && ill.is_restless(now));
+        assert!(ill.is_no_better_than(&well, now));
+        assert!(!well.is_no_better_than(&ill, now));
+    }
+
+    #[test]
+    fn that_two_were_alike_does_not_change_by_waiting() {
+        let (mut one, mut other) = (Starts::default(), Starts::default());
+        restarts(&mut one, &[1_000, 2_000, 3_000]);
+        restarts(&mut other, &[1_100, 2_100, 3_100]);
+        for now in [3_100, 8_000, 12_999] {
+            assert!(one.is_no_better_than(&other, at(now)), "{now}");
+            assert!(other.is_no_better_than(&one, at(now)), "{now}");
+        }
+        // What happened long before is no excuse.
+        let mut third = Starts::default();
+        restarts(&mut third, &[900_000, 900_001, 900_002]);
+        assert!(!one.is_no_better_than(&third, at(900_002)));
     }
 
     #[test]

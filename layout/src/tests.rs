@@ -211,35 +211,60 @@ fn what_one_replica_does_not_give_is_copied_from_another() {
     world.plan = world.plan.clone().with_min_replicas(2);
     world.start_core();
     world.run_for(1_000);
-    while world.acked.len() < 40 {
+    while world.acked.len() < 3_000 {
         world.append();
     }
     world.down = vec![name("unit-00")];
     world.run_for(1_500);
-    while world.acked.len() < 80 {
+    while world.acked.len() < 3_040 {
         world.append();
     }
     // All of it is settled by another epoch.
     world.restart(&name(SEQUENCER));
     world.run_for(1_000);
-    world
-        .units
-        .get_mut(&name("unit-02"))
-        .expect("a unit")
-        .withholds = true;
-    world
-        .units
-        .get_mut(&name("unit-00"))
-        .expect("a unit")
-        .forget();
+    world.units.get_mut(&name("unit-02")).unwrap().withholds = true;
+    world.units.get_mut(&name("unit-00")).unwrap().forget();
     world.down.clear();
-    world.run_for(10_000);
+    let mut said = std::collections::BTreeSet::new();
+    let until = world.now.after(Duration::from_secs(10));
+    world.run_until(until, |world| {
+        let state = state(world);
+        let refusals = state
+            .split("; ")
+            .filter(|words| words.contains("gives nothing"));
+        said.extend(refusals.map(str::to_owned));
+    });
     assert!(world.is_served(), "{:?}", world.core().facts());
-    world
-        .units
-        .get_mut(&name("unit-02"))
-        .expect("a unit")
-        .withholds = false;
+    // Who refused is named, and is asked by no more than what was under way at once.
+    assert!(
+        !said.is_empty() && said.iter().all(|words| words.starts_with("unit-02: ")),
+        "{said:?}"
+    );
+    let unit = world.units.get_mut(&name("unit-02")).unwrap();
+    assert_eq!(unit.withheld, 4);
+    unit.withholds = false;
+    world.heal_and_check();
+}
+
+/// Who says hello is not waited for to do so.
+#[test]
+fn why_a_unit_that_is_waited_for_cannot_take_part_is_said() {
+    let mut world = opened(58);
+    for unit in ["unit-00", "unit-01"].map(name) {
+        world.units.get_mut(&unit).unwrap().poisoned = true;
+    }
+    world.run_for(500);
+    world.restart(&name(SEQUENCER));
+    world.run_for(2_000);
+    let state = state(&mut world);
+    assert!(
+        state.starts_with("waiting for unit-00, unit-01 to say hello, because ")
+            && state.contains("; unit-01: its disk failed"),
+        "{state}"
+    );
+    for unit in ["unit-00", "unit-01"] {
+        world.restart(&name(unit));
+    }
     world.heal_and_check();
 }
 

@@ -74,13 +74,23 @@ impl LayoutCore {
         if !objections.is_empty() && self.next_members().is_none() {
             return format!("cannot go on: {}", objections.join("; "));
         }
-        match self.missing().as_slice() {
-            [] => format!("a reconfiguration is about to begin, because {cause}"),
-            missing => format!(
-                "waiting for {} to say hello, because {cause}",
-                list(missing)
-            ),
+        let missing = self.missing();
+        if missing.is_empty() {
+            return format!("a reconfiguration is about to begin, because {cause}");
         }
+        // Some do say hello: they cannot take part.
+        let says_hello = |name: &&&ServerName| {
+            self.member(name).is_some() && self.heard.fresh(self.now, name).is_some()
+        };
+        let troubles = missing.iter().filter(says_hello).filter_map(|name| {
+            let why = self.trouble(name)?;
+            Some(format!("; {name}: {why}"))
+        });
+        format!(
+            "waiting for {} to say hello, because {cause}{}",
+            list(&missing),
+            troubles.collect::<String>()
+        )
     }
 }
 

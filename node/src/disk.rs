@@ -460,4 +460,23 @@ mod tests {
         assert_eq!(rig.run(remove), Ok(DiskDone::Done));
         assert_eq!(rig.run(create("b", 3 << 20)), Ok(DiskDone::Done));
     }
+
+    #[test]
+    fn what_can_only_be_read_is_read() {
+        let Some(small) = SmallDisk::mount("4m") else {
+            println!("skipped: cannot mount a small tmpfs here (needs root)");
+            return;
+        };
+        std::fs::write(small.path().join("a"), "what it holds").unwrap();
+        let mut rig = Rig::open(small.path());
+        small.make_read_only();
+        let read = DiskOp::ReadAt {
+            name: "a".into(),
+            offset: 5,
+            len: 2,
+        };
+        assert_eq!(rig.run(read), Ok(DiskDone::Read("it".into())));
+        let written = rig.run(write("a", 0, &["x"], true));
+        assert!(matches!(written, Err(DiskError::Io(_))), "{written:?}");
+    }
 }

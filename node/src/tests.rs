@@ -19,6 +19,15 @@ impl SmallDisk {
         output.is_ok_and(|o| o.status.success()).then(|| Self(dir))
     }
 
+    /// From now on whoever opens a file can only read it, as after an error of some file systems.
+    pub(crate) fn make_read_only(&self) {
+        for options in [&["--bind"][..], &["-o", "remount,bind,ro"]] {
+            let mut mount = std::process::Command::new("mount");
+            let mount = mount.args(options).args([self.path(), self.path()]);
+            assert!(mount.status().unwrap().success());
+        }
+    }
+
     pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }
@@ -26,8 +35,13 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let mut umount = std::process::Command::new("umount");
-        let done = umount.arg("--lazy").arg(self.0.path()).status();
-        assert!(done.unwrap().success());
+        // Once for each time that something was mounted there.
+        let umount = || {
+            let mut umount = std::process::Command::new("umount");
+            umount.arg("--lazy").arg(self.0.path()).output()
+        };
+        let succeeds = || umount().unwrap().status.success();
+        assert!(succeeds());
+        while succeeds() {}
     }
 }

@@ -30,8 +30,10 @@ pub(super) struct Unit {
     /// Forgotten by a restart.
     sealed_for: Epoch,
     serving: Option<Layout>,
-    /// It gives no entry to who reads: its disk does not.
+    /// It gives no entry to who reads: its disk is full, and some of it cannot be read.
     pub(super) withholds: bool,
+    /// So often it did.
+    pub(super) withheld: usize,
     /// Its disk failed in this run.
     pub(super) poisoned: bool,
     /// What it says of its disk.
@@ -53,6 +55,7 @@ impl Unit {
             sealed_for: Epoch::NONE,
             serving: None,
             withholds: false,
+            withheld: 0,
             poisoned: false,
             disk_micros: None,
         }
@@ -112,8 +115,9 @@ impl Unit {
             } => {
                 self.served(epoch)?;
                 if self.withholds {
-                    let why = "a disk that gives nothing".into();
-                    return Err(Refusal::Poisoned { why });
+                    self.withheld += 1;
+                    let what = "a disk that is full gives nothing".into();
+                    return Err(Refusal::Busy { what });
                 }
                 return Ok(self.read(&positions));
             }

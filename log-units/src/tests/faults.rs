@@ -321,11 +321,7 @@ fn a_poisoned_unit_gives_what_lies_before_a_bad_sector_and_after_it() {
 /// A seal waits for no write that only asks whether the disk works.
 #[test]
 fn a_bad_sector_holds_up_no_seal() {
-    let (mut rig, _) = ten_uncached(4);
-    rig.send(reading(2, &[4]), Bytes::new());
-    let read = disk_op(&mut rig);
-    rig.unit
-        .disk_done(rig.now, read, Err(DiskError::Io("broken".to_owned())));
+    let (mut rig, ..) = doubted();
     disk_op(&mut rig);
     let call = rig.send(UnitRequest::Seal { epoch: Epoch(3) }, Bytes::new());
     rig.poll();
@@ -336,7 +332,6 @@ fn a_bad_sector_holds_up_no_seal() {
 #[test]
 fn a_write_that_began_before_proves_nothing() {
     let (mut rig, _) = ten_uncached(4);
-    let broken = || Err(DiskError::Io("broken".to_owned()));
     let (request, body) = write(2, &[(10, Some(entry(10, 10, &[5], 40)))]);
     rig.send(request, body);
     let batch = disk_op(&mut rig);
@@ -352,13 +347,74 @@ fn a_write_that_began_before_proves_nothing() {
     assert!(is_poisoned(&rig.replies[&call].0));
 }
 
+/// A disk that dies between the two reads has lost nothing.
+#[test]
+fn a_second_read_that_fails_proves_nothing_by_itself() {
+    let (mut rig, call, read) = doubted();
+    let state = disk_op(&mut rig);
+    rig.unit.disk_done(rig.now, state, Ok(DiskDone::Done));
+    // The read again, and the other copy of the state.
+    let [again, copy] = disk_ops(&mut rig)[..] else {
+        panic!("a read and a write");
+    };
+    assert_ne!(again, read);
+    rig.unit.disk_done(rig.now, again, broken());
+    rig.unit.disk_done(rig.now, copy, Ok(DiskDone::Done));
+    let state = disk_op(&mut rig);
+    assert!(!rig.replies.contains_key(&call));
+    rig.unit.disk_done(rig.now, state, broken());
+    rig.poll();
+    assert!(is_poisoned(&rig.replies[&call].0));
+    assert_eq!(rig.fact("lost_on_read"), "0");
+}
+
+/// A full disk may say so without having been asked for anything.
+#[test]
+fn a_full_disk_proves_nothing() {
+    let (mut rig, call, _) = doubted();
+    let state = disk_op(&mut rig);
+    rig.unit.disk_done(rig.now, state, Err(DiskError::Full));
+    rig.poll();
+    let answer = &rig.replies[&call].0;
+    assert!(
+        matches!(answer, Response::Refused(Refusal::Busy { .. })),
+        "{answer:?}"
+    );
+    assert_eq!(rig.fact("lost_on_read"), "0");
+    rig.run();
+    assert!(matches!(rig.read_one(2, 4).0, UnitReadAnswer::Data { .. }));
+}
+
+/// A unit whose read of one entry failed; who asked for it, and the read.
+fn doubted() -> (Rig, u64, OpId) {
+    let (mut rig, _) = ten_uncached(4);
+    let call = rig.send(reading(2, &[4]), Bytes::new());
+    let read = disk_op(&mut rig);
+    rig.unit.disk_done(rig.now, read, broken());
+    (rig, call, read)
+}
+
+fn broken() -> Result<DiskDone, DiskError> {
+    Err(DiskError::Io("broken".to_owned()))
+}
+
 /// The one operation that the unit wants next, which stays under way.
 fn disk_op(rig: &mut Rig) -> OpId {
-    let effects: Vec<_> = std::iter::from_fn(|| rig.unit.poll_effect()).collect();
-    let [UnitEffect::Disk(id, _)] = effects[..] else {
-        panic!("{effects:?}");
+    let ids = disk_ops(rig);
+    let [id] = ids[..] else {
+        panic!("{ids:?}");
     };
     id
+}
+
+/// The operations that the unit wants next, which stay under way.
+fn disk_ops(rig: &mut Rig) -> Vec<OpId> {
+    let effects = std::iter::from_fn(|| rig.unit.poll_effect());
+    let ids = effects.map(|effect| match effect {
+        UnitEffect::Disk(id, _) => id,
+        other => panic!("{other:?}"),
+    });
+    ids.collect()
 }
 
 /// A process without descriptors or memory has not looked at the disk.

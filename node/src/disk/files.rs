@@ -206,7 +206,11 @@ impl Files {
         if let Some(file) = open.get(name) {
             return Ok(Arc::clone(file));
         }
-        let opened = OpenOptions::new().read(true).write(true).open(path);
+        let mut opened = OpenOptions::new().read(true).write(true).open(&path);
+        // After an error some file systems can be read only. A write to this file will fail.
+        if matches!(&opened, Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem) {
+            opened = File::open(path);
+        }
         let file = Arc::new(opened.map_err(|e| self.error("open", name, &e))?);
         if open.len() >= OPEN_FILES {
             // Names sort by age: the oldest segment is the least likely to be read again.
