@@ -282,10 +282,31 @@ impl Plan {
             takeovers::add(leases, &mut plan);
         }
         if !plan.quic {
+            plan.strand(&mut Rng::new(seed, "strand"));
             plan.add_gray(&mut Rng::new(seed, "gray"));
         }
         plan.faults.sort_by_key(|fault| fault.at);
         plan
+    }
+
+    /// In one world of eight: only a client reaches the tail of a chain, and nobody else, for so long that the others go on
+    /// without both (rules 16 and 21). Partitions that are drawn for all processes hardly ever leave these two together.
+    fn strand(&mut self, rng: &mut Rng) {
+        if self.shape.replicas < 2 || !rng.happens(125_000) {
+            return;
+        }
+        for _ in 0..rng.between(1, 3) {
+            let tail = (1 + rng.index(self.shape.chains)) * self.shape.replicas - 1;
+            let tail = self.shape.first_unit() + tail;
+            let processes = self.shape.processes();
+            let client = processes - 1 - rng.index(self.shape.clients);
+            let others = (0..processes).filter(|other| ![tail, client].contains(other));
+            self.faults.push(Fault {
+                at: Moment(rng.between(SECOND, self.safety.0 - 5 * SECOND)),
+                lasts: Duration::from_millis(rng.between(1_500, 5_000)),
+                kind: FaultKind::Partition(vec![tail, client], others.collect(), true),
+            });
+        }
     }
 
     /// In one world of six, long after all else: a server that is a hundred times slower than the others, for so long that

@@ -67,6 +67,8 @@ struct Worker {
     /// Everything below was seen.
     from: Position,
     trims: bool,
+    /// It goes on reading positions while the others wait for somebody whom this client does not reach.
+    only_reads: bool,
 }
 
 impl Worker {
@@ -93,6 +95,7 @@ impl Worker {
             streams,
             from,
             trims: first && client.draw(|rng| rng.happens(500_000)),
+            only_reads: task + 1 == TASKS && client.number() % 2 == 1,
         }
     }
 
@@ -126,6 +129,7 @@ impl Worker {
         let polls = self.client.draw(|rng| rng.between(1, 8));
         let polls = drops.then_some(polls);
         match what {
+            _ if self.only_reads => self.read(polls).await,
             0..45 => {
                 self.append(polls).await;
             }
