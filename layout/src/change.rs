@@ -250,7 +250,7 @@ impl LayoutCore {
         if !self.is_free(name, &unit) || self.home(name) != home {
             return self.with_added(policy.clone(), name, home);
         }
-        let wanted = chain.is_some_and(|chain| vacant(layout, chain));
+        let wanted = home.is_some_and(|chain| vacant(layout, chain));
         Ok(if wanted {
             Verdict::UnderWay
         } else {
@@ -274,7 +274,7 @@ impl LayoutCore {
             self.keep(&mut policy, layout, name);
             return decide(policy);
         }
-        Ok(if chain.is_some() && is_joining(layout, name) {
+        Ok(if is_joining(layout, name) {
             Verdict::UnderWay
         } else {
             Verdict::Done

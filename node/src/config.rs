@@ -363,7 +363,7 @@ impl ProcessConfig {
             && unit.segment_bytes < SMALLEST_SEGMENT
         {
             let problem = format!("{} bytes are too few", unit.segment_bytes);
-            let remedy = "use at least 1048576 (64 MiB is the default)";
+            let remedy = "use at least 2097152 (64 MiB is the default)";
             return wrong("unit.segment_bytes", problem, remedy);
         }
         match &self.layout {
@@ -401,8 +401,8 @@ impl ProcessConfig {
 /// How many members a layout may have.
 const MEMBERS: [usize; 3] = [1, 3, 5];
 
-/// Smaller segments spend their time in being made.
-const SMALLEST_SEGMENT: u64 = 1 << 20;
+/// Smaller segments spend their time in being made, and do not hold the largest entry that is permitted by default.
+const SMALLEST_SEGMENT: u64 = 2 << 20;
 
 impl LayoutSettings {
     fn check(

@@ -348,7 +348,7 @@ pub enum LogError {
     },
     /// No replica can give this position.
     #[error(
-        "position {position} is lost on every replica; an operator must decide (`milonga log fill --give-up-lost`)"
+        "position {position} is lost on every replica; if a unit is out (see `milonga status`), start it, it may have it; else an operator must decide (`milonga log fill --give-up-lost`)"
     )]
     Lost {
         /// The position.

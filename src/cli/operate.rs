@@ -87,6 +87,17 @@ pub(super) struct How {
     deadline: u64,
 }
 
+impl How {
+    /// How long to wait. What would be done is known at once, or nobody can say.
+    fn seconds(self) -> u64 {
+        if self.dry_run {
+            self.deadline.min(15)
+        } else {
+            self.deadline
+        }
+    }
+}
+
 /// A name that a server can have.
 fn server_name(text: &str) -> Result<String, &'static str> {
     if text.trim().is_empty() {
@@ -128,9 +139,11 @@ impl ClusterCommand {
             result = change_cluster(&asking, change, how, json) => result,
             signal = serve::told_to_stop() => {
                 signal?;
-                Err(Failure::failed(
-                    "interrupted; what was begun goes on, and the same command waits for it again",
-                ))
+                Err(Failure::failed(if how.dry_run {
+                    "interrupted; nothing was changed"
+                } else {
+                    "interrupted; what was begun goes on, and the same command waits for it again"
+                }))
             }
         }
     }
@@ -153,7 +166,7 @@ async fn change_cluster(
     how: How,
     json: bool,
 ) -> Result<(), Failure> {
-    let until = asking.now().after(Duration::from_secs(how.deadline));
+    let until = asking.now().after(Duration::from_secs(how.seconds()));
     let bar = CopyBar::new();
     let mut last: Option<ChangeReport> = None;
     // What had to be done, and not only what is left in the end.
@@ -192,7 +205,7 @@ async fn change_cluster(
 
 /// What to say when the deadline has passed.
 fn late(how: How, last: Option<&ChangeReport>, why: &str) -> String {
-    let seconds = how.deadline;
+    let seconds = how.seconds();
     match last {
         Some(report) => format!(
             "not done within {seconds} s; still to do: {}. It goes on; the same command waits for it again, `milonga status` says who is waited for",

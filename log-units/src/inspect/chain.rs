@@ -336,12 +336,13 @@ impl Chain {
         if last.map_or(0, |last| last.number) == edges.last {
             return;
         }
-        let from = last.map_or_else(|| self.trim(), |last| last.mark.max(self.trim()));
+        // Also below what was settled: entries may have been copied to it.
+        let from = self.trim();
         let affected = Affected::Positions(from, edges.high.max(from));
         let expected = format!("batch {}, which the index names as the last", edges.last);
         self.push(damage(&segment.name, segment.end(), expected, affected));
         self.lose(from, edges.high);
-        self.join(edges.last, edges.mark);
+        self.join(edges.last);
         self.next = Some(Next {
             file: segment.name.clone(),
             offset: segment.end(),
@@ -363,7 +364,7 @@ impl Chain {
                 self.may_hold(h.number, h.high.max(h.end));
                 self.report.settled = h.mark;
             }
-            broken |= self.join(h.number, h.mark.max(self.trim())) && at + 1 < batches.len();
+            broken |= self.join(h.number) && at + 1 < batches.len();
             if let Some(void) = self.void_of(h.number) {
                 self.lower(void);
             }
@@ -397,9 +398,9 @@ impl Chain {
         self.void = Some(self.void.map_or(high, |void| void.min(high)));
     }
 
-    /// The batch before the one that waits for it is number `number`; what it settled lies below `mark`. Whether another
-    /// one should be there.
-    fn join(&mut self, number: u64, mark: Position) -> bool {
+    /// The batch before the one that waits for it is number `number`. Whether another one should be there. What that held lies
+    /// anywhere below what is behind it: entries that were copied to the unit had been settled before.
+    fn join(&mut self, number: u64) -> bool {
         let Some(next) = self.next.take() else {
             // Nothing behind says what they held.
             for mut damage in std::mem::take(&mut self.open) {
@@ -410,8 +411,9 @@ impl Chain {
         };
         let broken = next.previous != number;
         let affected = if broken {
-            self.lose(mark, next.high);
-            Affected::Positions(mark, next.high.max(mark))
+            let from = self.trim();
+            self.lose(from, next.high);
+            Affected::Positions(from, next.high.max(from))
         } else {
             Affected::Nothing
         };
@@ -578,7 +580,7 @@ impl Chain {
                 Some(next) if unknown => next.previous,
                 _ => state.removed_batch,
             };
-            self.join(removed, state.trim);
+            self.join(removed);
             if self.max_epoch > state.epoch {
                 let expected = format!(
                     "epoch {} or higher, not {}: it is an old copy",

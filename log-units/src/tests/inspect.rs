@@ -1,6 +1,7 @@
 //! An inspection sees all damage, takes nothing for damage that a crash left, and counts as the unit does.
 
 use bytes::Bytes;
+use milonga_protocol::messages::{UnitRequest, UnitResponse, WriteAnswer};
 use milonga_protocol::{Epoch, Position};
 
 use super::crashes::run_trace;
@@ -163,6 +164,42 @@ fn what_a_crash_leaves_is_no_damage() {
     }
     println!("{moments} moments, {remarks} remarks");
     assert!(remarks > 100);
+}
+
+/// What is copied to a unit lies below its settled mark.
+#[test]
+fn a_segment_of_copied_entries_costs_positions_as_well() {
+    let mut rig = Rig::on(SimDisk::new(1), small(), 1);
+    rig.open_epoch(1, 1_000);
+    let below = Position(1_000);
+    let epoch = Epoch(1);
+    assert_eq!(
+        rig.ask(UnitRequest::Settled { epoch, below }),
+        ok(UnitResponse::Done)
+    );
+    let mut position = 0;
+    while rig.fact("segments") != "4" {
+        let entry = entry(position, position, &[5], 200);
+        assert_eq!(rig.repair(1, position, &entry), [WriteAnswer::Durable]);
+        position += 1;
+    }
+    rig.put(1, 1_000, 5);
+    let clean = look(&rig.disk);
+    let (first, last) = clean.segments[1].positions.unwrap();
+    let name = crate::format::segment_name(2);
+    let covers = |report: &UnitReport| {
+        let (from, to) = report.lost[0];
+        from <= first && last < to && !report.lost_is_unknown()
+    };
+
+    let mut disk = rig.disk.clone();
+    assert!(disk.lose_file(&name));
+    let lost = look(&disk);
+    assert!(covers(&lost), "{:?}", lines(&lost));
+    assert!(lines(&lost)[0].contains("it is missing; positions"));
+    let mut disk = rig.disk.clone();
+    disk.truncate(&name, 4_100);
+    assert!(covers(&look(&disk)));
 }
 
 #[test]
