@@ -402,8 +402,8 @@ impl LayoutCore {
         sources.get(place).map(|unit| **unit)
     }
 
-    /// Before a step is sent again: whoever refused, because its disk failed and it is needed all the same, say, is asked no
-    /// more in this pass.
+    /// Before a step is sent again: whoever refused, because its disk failed and it is needed all the same, say, is asked
+    /// last in this pass.
     pub(crate) fn before_copy(&mut self, step: StepId) {
         if let Some(copying) = &mut self.copying
             && let Some(Step::Read(batch)) = copying.steps.get_mut(&step)
