@@ -93,7 +93,10 @@ impl LayoutCore {
             return;
         };
         let unit = hello.unit;
-        if unit.is_some_and(|unit| planner::objection(&self.history, name, &unit).is_some()) {
+        // The last hello of who entered this epoch may be older than that: where it cannot be heard yet, but hears.
+        let entered = self.runs.get(name) == Some(&hello.incarnation);
+        let objects = |unit| planner::objection(&self.history, name, &unit).is_some();
+        if !entered && unit.is_some_and(objects) {
             return self.gather(restarted);
         }
         let serving = unit.is_some_and(|unit| unit.serving == current.epoch);

@@ -246,6 +246,21 @@ fn what_one_replica_does_not_give_is_copied_from_another() {
     world.heal_and_check();
 }
 
+/// After a partition a unit may be reached before it is heard again: its last hello is older than what it entered since.
+#[test]
+fn an_old_hello_of_who_entered_ends_no_epoch() {
+    let mut world = opened(59);
+    world.mute = vec![name("unit-01")];
+    let before = epoch(&world);
+    for _ in 0..2 {
+        world.restart(&name(SEQUENCER));
+        world.run_for(150);
+    }
+    assert_eq!(epoch(&world), before + 2);
+    world.mute.clear();
+    world.heal_and_check();
+}
+
 /// Who says hello is not waited for to do so.
 #[test]
 fn why_a_unit_that_is_waited_for_cannot_take_part_is_said() {

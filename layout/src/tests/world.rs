@@ -81,6 +81,8 @@ pub(super) struct World {
     pub(super) down: Vec<ServerName>,
     /// Servers that say hello and do not answer.
     pub(super) deaf: Vec<ServerName>,
+    /// They hear, and cannot be heard.
+    pub(super) mute: Vec<ServerName>,
     pub(super) dies: BTreeMap<ServerName, Dies>,
     /// Milliseconds that a message takes longer, to and from a server.
     pub(super) slow: BTreeMap<ServerName, u64>,
@@ -124,6 +126,7 @@ impl World {
             sequencers: [(SEQUENCER.into(), Sequencer::new(Incarnation(1)))].into(),
             down: Vec::new(),
             deaf: Vec::new(),
+            mute: Vec::new(),
             dies: BTreeMap::new(),
             slow: BTreeMap::new(),
             loss: 0,
@@ -280,6 +283,9 @@ impl World {
     }
 
     pub(super) fn hello(&mut self, name: &ServerName) {
+        if self.mute.contains(name) {
+            return;
+        }
         let hello = Hello {
             name: name.clone(),
             address: format!("{name}:1"),
