@@ -13,7 +13,6 @@ use crate::core::LayoutCore;
 use crate::effect::LayoutEffect;
 use crate::history::StoreChange;
 use crate::phase::{AfterCommit, Errand, Opening, Phase};
-use crate::planner;
 
 impl LayoutCore {
     /// Sends an errand of the current phase.
@@ -93,10 +92,7 @@ impl LayoutCore {
             return;
         };
         let unit = hello.unit;
-        // The last hello of who entered this epoch may be older than that: where it cannot be heard yet, but hears.
-        let entered = self.runs.get(name) == Some(&hello.incarnation);
-        let objects = |unit| planner::objection(&self.history, name, &unit).is_some();
-        if !entered && unit.is_some_and(objects) {
+        if self.objection(hello).is_some() {
             return self.gather(restarted);
         }
         let serving = unit.is_some_and(|unit| unit.serving == current.epoch);

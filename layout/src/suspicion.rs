@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use milonga_protocol::messages::Hello;
 use milonga_protocol::{ServerName, Time, UnitIndex};
 
 use crate::algebra;
@@ -131,15 +132,21 @@ impl LayoutCore {
 
     // ----------------------------------------------------------------------------------------------- units
 
+    /// What speaks against the unit that says `hello`. Who entered this epoch has not become somebody else; its hello may be
+    /// older than that, where it cannot be heard yet, but hears.
+    pub(crate) fn objection(&self, hello: &Hello) -> Option<String> {
+        let entered = self.runs.get(&hello.name) == Some(&hello.incarnation);
+        let unit = hello.unit.filter(|_| !entered)?;
+        planner::objection(&self.history, &hello.name, &unit)
+    }
+
     /// Why the unit `name` cannot take part now, though it may say hello.
     pub(crate) fn trouble(&self, name: &ServerName) -> Option<String> {
         let hello = self.heard.last(name);
         let Some((hello, unit)) = hello.and_then(|hello| Some((hello, hello.unit?))) else {
             return Some("says nothing".into());
         };
-        // Who entered this epoch has not become somebody else; its last hello may be older than that.
-        let entered = self.runs.get(name) == Some(&hello.incarnation);
-        let objection = planner::objection(&self.history, name, &unit).filter(|_| !entered);
+        let objection = self.objection(hello);
         if objection.is_some() {
             return objection;
         }

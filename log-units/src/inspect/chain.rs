@@ -336,12 +336,9 @@ impl Chain {
         if last.map_or(0, |last| last.number) == edges.last {
             return;
         }
-        // Also below what was settled: entries may have been copied to it.
-        let from = self.trim();
-        let affected = Affected::Positions(from, edges.high.max(from));
+        let affected = self.lose_below(edges.high);
         let expected = format!("batch {}, which the index names as the last", edges.last);
         self.push(damage(&segment.name, segment.end(), expected, affected));
-        self.lose(from, edges.high);
         self.join(edges.last);
         self.next = Some(Next {
             file: segment.name.clone(),
@@ -398,8 +395,7 @@ impl Chain {
         self.void = Some(self.void.map_or(high, |void| void.min(high)));
     }
 
-    /// The batch before the one that waits for it is number `number`. Whether another one should be there. What that held lies
-    /// anywhere below what is behind it: entries that were copied to the unit had been settled before.
+    /// The batch before the one that waits for it is number `number`. Whether another one should be there.
     fn join(&mut self, number: u64) -> bool {
         let Some(next) = self.next.take() else {
             // Nothing behind says what they held.
@@ -411,9 +407,7 @@ impl Chain {
         };
         let broken = next.previous != number;
         let affected = if broken {
-            let from = self.trim();
-            self.lose(from, next.high);
-            Affected::Positions(from, next.high.max(from))
+            self.lose_below(next.high)
         } else {
             Affected::Nothing
         };
@@ -429,6 +423,14 @@ impl Chain {
             self.push(damage);
         }
         broken
+    }
+
+    /// What a lost batch held lies anywhere below what is behind it: entries that were copied to the unit had been settled
+    /// before.
+    fn lose_below(&mut self, high: Position) -> Affected {
+        let from = self.trim();
+        self.lose(from, high);
+        Affected::Positions(from, high.max(from))
     }
 
     /// Whatever of `from..to` is not void and not trimmed may be lost.
