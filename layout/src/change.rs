@@ -494,9 +494,11 @@ impl LayoutCore {
                 report.sequencer = to.clone();
             }
             ClusterChange::AddUnit { name, chain } => {
-                let wanted = chain.filter(|chain| vacant(layout, *chain));
+                let home = chain.or_else(|| self.home(name));
+                let wanted = home.filter(|chain| vacant(layout, *chain));
                 match wanted.filter(|_| self.member(name).is_none()) {
-                    Some(chain) => foresee_join(layout, name, chain, report),
+                    Some(chain) => self.foresee_join(layout, name, chain, report),
+                    None if is_joining(layout, name) => report.steps.push(is_being_given(name)),
                     None if self.member(name).is_some() => {
                         report.steps.push(format!("{name} keeps its place"));
                     }
@@ -507,10 +509,9 @@ impl LayoutCore {
             ClusterChange::ReplaceUnit { old, new } => {
                 let chain = policy::active_chain(layout, old);
                 if let Some(chain) = chain.filter(|_| self.member(new).is_none()) {
-                    foresee_join(layout, new, chain, report);
+                    self.foresee_join(layout, new, chain, report);
                 } else if is_joining(layout, new) {
-                    let step = format!("{new} is being given what its chain holds");
-                    report.steps.push(step);
+                    report.steps.push(is_being_given(new));
                 }
                 self.foresee_leave(old, report);
             }
@@ -543,6 +544,42 @@ impl LayoutCore {
         )
     }
 
+    fn foresee_join(
+        &self,
+        layout: &Layout,
+        name: &ServerName,
+        chain: u16,
+        report: &mut ChangeReport,
+    ) {
+        let (next, number) = (layout.epoch.next(), u32::from(chain) + 1);
+        report.steps.push(format!(
+            "{name} joins chain {number} with epoch {next} and takes what is appended from then on"
+        ));
+        if let Some(why) = self.why_not_yet(name, chain) {
+            report.steps.push(format!("that waits: {name} {why}"));
+        }
+        report.steps.push(format!(
+            "{name} is given what chain {number} holds below the position where epoch {next} begins, and is a replica of that, too"
+        ));
+        report.joins.push(name.clone());
+        if let Some(chain) = report.chains.get_mut(usize::from(chain)) {
+            chain.push(name.clone());
+        }
+    }
+
+    /// Why a unit that is known is not taken into the chain at once.
+    fn why_not_yet(&self, name: &ServerName, chain: u16) -> Option<String> {
+        if !self.knows_unit(name) {
+            return None;
+        }
+        let restless = || {
+            self.restless_words(name)
+                .filter(|_| !self.is_calm_enough(name, chain))
+        };
+        let why = self.trouble(name).or_else(|| self.slow_words(name));
+        why.or_else(restless)
+    }
+
     fn foresee_leave(&self, name: &ServerName, report: &mut ChangeReport) {
         report.steps.push(if self.member(name).is_some() {
             format!("{name} leaves its chains, and is not taken in again")
@@ -566,18 +603,8 @@ fn decide(policy: Policy) -> Judged {
     }
 }
 
-fn foresee_join(layout: &Layout, name: &ServerName, chain: u16, report: &mut ChangeReport) {
-    let (next, number) = (layout.epoch.next(), u32::from(chain) + 1);
-    report.steps.push(format!(
-        "{name} joins chain {number} with epoch {next} and takes what is appended from then on"
-    ));
-    report.steps.push(format!(
-        "{name} is given what chain {number} holds below the position where epoch {next} begins, and is a replica of that, too"
-    ));
-    report.joins.push(name.clone());
-    if let Some(chain) = report.chains.get_mut(usize::from(chain)) {
-        chain.push(name.clone());
-    }
+fn is_being_given(name: &ServerName) -> String {
+    format!("{name} is being given what its chain holds")
 }
 
 /// The chains of what is appended now.

@@ -57,8 +57,9 @@ pub(crate) struct Copying {
     /// would not know after a restart that it lacks anything (rule 11).
     nowhere: Option<Position>,
     nowhere_before: Option<Position>,
-    /// So often a replica refused in this pass, and another one was asked.
-    refused: usize,
+    /// Replicas that refused in this pass, because their disk failed and they are needed all the same, say: they are asked
+    /// last, and first of them who refused longest ago.
+    refused: Vec<UnitIndex>,
     waiting: VecDeque<Batch>,
     steps: BTreeMap<StepId, Step>,
     /// The mark of the replicas, and what the unit was told of it.
@@ -87,12 +88,20 @@ enum Step {
 #[derive(Clone, Debug)]
 struct Batch {
     positions: Vec<Position>,
-    /// How many replicas of the chain were asked and could not give them.
-    tried: usize,
-    /// So many refused before anybody could not give them.
-    refused: usize,
-    /// Whether the last answer was a refusal.
-    ask_another: bool,
+    /// Replicas that were asked and cannot give them.
+    lost_by: Vec<UnitIndex>,
+    /// Who is being asked.
+    source: Option<UnitIndex>,
+}
+
+impl Batch {
+    fn of(positions: Vec<Position>, lost_by: Vec<UnitIndex>) -> Self {
+        Self {
+            positions,
+            lost_by,
+            source: None,
+        }
+    }
 }
 
 impl Copying {
@@ -104,7 +113,7 @@ impl Copying {
             lacked: 0,
             nowhere: None,
             nowhere_before: None,
-            refused: 0,
+            refused: Vec::new(),
             waiting: VecDeque::new(),
             steps: BTreeMap::new(),
             trimmed,
@@ -141,11 +150,8 @@ impl Copying {
         }
         let under_way = self.steps.len() - usize::from(self.asking);
         if under_way < WINDOW
-            && let Some(mut batch) = self.waiting.pop_front()
+            && let Some(batch) = self.waiting.pop_front()
         {
-            if batch.tried == 0 {
-                batch.refused = self.refused;
-            }
             return Some(Step::Read(batch));
         }
         let more = self.from < Position::MAX && self.waiting.len() < WINDOW;
@@ -165,16 +171,32 @@ impl Copying {
         self.from = Position::ZERO;
         self.asking = false;
         self.lacked = 0;
-        self.refused = 0;
+        self.refused.clear();
         self.waiting.clear();
         self.steps.clear();
         self.nowhere_before = self.nowhere.take();
     }
 
-    /// The replicas that can give `position`.
-    fn sources<'a>(&self, layout: &'a Layout, position: Position) -> Vec<&'a UnitIndex> {
-        let chain = layout.chain(position).iter();
-        chain.filter(|unit| **unit != self.target).collect()
+    /// The replicas that may have `position`, and are not known to have lost it; who is asked first comes first.
+    fn sources(
+        &self,
+        layout: &Layout,
+        position: Position,
+        lost_by: &[UnitIndex],
+    ) -> Vec<UnitIndex> {
+        // The tail has the least to do.
+        let chain = layout.chain(position).iter().rev().copied();
+        let may = |unit: &UnitIndex| *unit != self.target && !lost_by.contains(unit);
+        let mut sources: Vec<_> = chain.filter(may).collect();
+        sources.sort_by_key(|unit| self.refused.iter().position(|refused| refused == unit));
+        sources
+    }
+
+    /// The replica that is asked for a batch.
+    fn source(&self, layout: &Layout, batch: &Batch) -> Option<UnitIndex> {
+        let first = *batch.positions.first()?;
+        let sources = self.sources(layout, first, &batch.lost_by);
+        sources.first().copied()
     }
 
     /// Takes what the unit lacks.
@@ -187,7 +209,7 @@ impl Copying {
         }
         self.lacked += positions.len();
         positions.retain(|position| {
-            let nobody = self.sources(layout, *position).is_empty();
+            let nobody = self.sources(layout, *position, &[]).is_empty();
             if nobody {
                 self.nowhere = self.nowhere.or(Some(*position));
             }
@@ -200,19 +222,15 @@ impl Copying {
             chains.entry((segment, chain)).or_default().push(position);
         }
         let batches = chains.values().flat_map(|of_chain| of_chain.chunks(BATCH));
-        self.waiting.extend(batches.map(|positions| Batch {
-            positions: positions.to_vec(),
-            tried: 0,
-            refused: 0,
-            ask_another: false,
-        }));
+        let batches = batches.map(|positions| Batch::of(positions.to_vec(), Vec::new()));
+        self.waiting.extend(batches);
     }
 
     /// Takes what a replica has of `batch`; what is to be written.
     fn read(
         &mut self,
         batch: &Batch,
-        replicas: usize,
+        layout: &Layout,
         answers: &[UnitReadAnswer],
         body: Bytes,
     ) -> Result<(Vec<(Position, WireValue)>, Bytes), String> {
@@ -241,24 +259,21 @@ impl Copying {
         }
         // An answer stops early where it would be too large.
         let rest = batch.positions[answers.len()..].to_vec();
-        let refused = batch.refused;
-        self.put_back(rest, batch.tried, refused);
-        if batch.tried + 1 < replicas {
-            self.put_back(missing, batch.tried + 1, refused);
+        self.put_back(Batch::of(rest, batch.lost_by.clone()));
+        let mut lost_by = batch.lost_by.clone();
+        lost_by.extend(batch.source);
+        let missing = Batch::of(missing, lost_by);
+        if self.source(layout, &missing).is_some() {
+            self.put_back(missing);
         } else {
-            self.nowhere = self.nowhere.or_else(|| missing.first().copied());
+            self.nowhere = self.nowhere.or_else(|| missing.positions.first().copied());
         }
         Ok((items, data.freeze()))
     }
 
-    fn put_back(&mut self, positions: Vec<Position>, tried: usize, refused: usize) {
-        if !positions.is_empty() {
-            self.waiting.push_front(Batch {
-                positions,
-                tried,
-                refused,
-                ask_another: false,
-            });
+    fn put_back(&mut self, batch: Batch) {
+        if !batch.positions.is_empty() {
+            self.waiting.push_front(batch);
         }
     }
 }
@@ -391,32 +406,22 @@ impl LayoutCore {
         })
     }
 
-    /// The replica that is asked for a batch.
-    fn source(&self, batch: &Batch) -> Option<UnitIndex> {
-        let layout = self.history.current()?;
-        let sources = self.copying.as_ref()?;
-        let sources = sources.sources(layout, *batch.positions.first()?);
-        // The tail has the least to do; whoever comes before it is asked for what it lost.
-        let turn = (batch.tried + batch.refused).checked_rem(sources.len())?;
-        let place = sources.len().checked_sub(1 + turn)?;
-        sources.get(place).map(|unit| **unit)
-    }
-
-    /// Before a step is sent again: whoever refused, because its disk failed and it is needed all the same, say, is asked
-    /// last in this pass.
+    /// Before a step is sent, for the first time or again: whom to ask.
     pub(crate) fn before_copy(&mut self, step: StepId) {
-        if let Some(copying) = &mut self.copying
-            && let Some(Step::Read(batch)) = copying.steps.get_mut(&step)
-            && std::mem::take(&mut batch.ask_another)
-        {
-            batch.refused += 1;
-            copying.refused = copying.refused.max(batch.refused);
+        let (Some(layout), Some(copying)) = (self.history.current(), &mut self.copying) else {
+            return;
+        };
+        if let Some(Step::Read(batch)) = copying.steps.get(&step) {
+            let source = copying.source(layout, batch);
+            if let Some(Step::Read(batch)) = copying.steps.get_mut(&step) {
+                batch.source = source;
+            }
         }
     }
 
-    pub(crate) fn whom_to_copy(&self, step: StepId) -> ServerName {
-        let request = self.copy_request(step);
-        request.map_or_else(|| self.sequencer.clone(), |(name, _, _)| name)
+    /// Who is asked to do a step; nobody if it is under way no more.
+    pub(crate) fn whom_to_copy(&self, step: StepId) -> Option<ServerName> {
+        self.copy_request(step).map(|(name, _, _)| name)
     }
 
     pub(crate) fn copy_request(&self, step: StepId) -> Option<(ServerName, Request, Bytes)> {
@@ -442,7 +447,7 @@ impl LayoutCore {
                     settled: Position::ZERO,
                     positions: batch.positions.clone(),
                 };
-                (self.source(batch)?, request, Bytes::new())
+                (batch.source?, request, Bytes::new())
             }
             Step::Write(items, body) => {
                 let request = UnitRequest::Repair {
@@ -464,7 +469,7 @@ impl LayoutCore {
         body: Bytes,
     ) -> Result<(), String> {
         let step = self.copying.as_mut().and_then(|c| c.steps.remove(&id));
-        let Some(mut step) = step else {
+        let Some(step) = step else {
             return Ok(());
         };
         let refused = matches!(response, Response::Refused(_));
@@ -477,8 +482,11 @@ impl LayoutCore {
             match &result {
                 Ok(()) => copying.progress_at = self.now,
                 Err(_) => {
-                    if let Step::Read(batch) = &mut step {
-                        batch.ask_another = refused && batch.tried == 0;
+                    if let Step::Read(batch) = &step
+                        && let Some(source) = batch.source.filter(|_| refused)
+                    {
+                        copying.refused.retain(|unit| *unit != source);
+                        copying.refused.push(source);
                     }
                     copying.steps.insert(id, step);
                 }
@@ -512,9 +520,7 @@ impl LayoutCore {
             }
             (Step::Read(batch), UnitResponse::Values { answers, marks }) => {
                 copying.trimmed = copying.trimmed.max(marks.trimmed);
-                let first = batch.positions.first().copied().unwrap_or_default();
-                let replicas = copying.sources(layout, first).len();
-                let (items, body) = copying.read(batch, replicas, &answers, body)?;
+                let (items, body) = copying.read(batch, layout, &answers, body)?;
                 if !items.is_empty() {
                     self.begin_step(Step::Write(items, body));
                 }
@@ -584,11 +590,9 @@ mod tests {
 
     #[test]
     fn how_far_it_is_does_not_run_ahead_and_never_falls() {
-        let batch = |position| Batch {
-            positions: vec![Position(position), Position(position + 2)],
-            tried: 0,
-            refused: 0,
-            ask_another: false,
+        let batch = |position| {
+            let positions = vec![Position(position), Position(position + 2)];
+            Batch::of(positions, Vec::new())
         };
         let mut copying = Copying::new(UnitIndex(0), Position::ZERO, Time::default());
         copying.from = Position(100);

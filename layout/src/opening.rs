@@ -199,8 +199,9 @@ impl LayoutCore {
                 Errand::Settled(_),
                 Response::Refused(Refusal::Sealed { .. } | Refusal::NotYet { .. }),
             ) => {
-                let name = self.whom(errand);
-                self.gather(format!("{name} was restarted"));
+                if let Some(name) = self.whom(errand) {
+                    self.gather(format!("{name} was restarted"));
+                }
                 Ok(())
             }
             (_, Response::Refused(refusal)) => Err(refusal.to_string()),
@@ -208,17 +209,17 @@ impl LayoutCore {
         }
     }
 
-    /// The process that an errand goes to.
-    pub(crate) fn whom(&self, errand: &Errand) -> ServerName {
-        match errand {
+    /// The process that an errand goes to; nobody if it is not to be done any more.
+    pub(crate) fn whom(&self, errand: &Errand) -> Option<ServerName> {
+        Some(match errand {
             Errand::Seal(unit)
             | Errand::Collect(unit)
             | Errand::Open(unit)
             | Errand::Settled(unit) => self.unit_name(*unit).clone(),
             Errand::Rejoin(name, _) | Errand::SealHolder(name) => name.clone(),
-            Errand::Copy(step) => self.whom_to_copy(*step),
+            Errand::Copy(step) => return self.whom_to_copy(*step),
             Errand::SealSequencer | Errand::Bootstrap | Errand::Settle(_) => self.sequencer.clone(),
-        }
+        })
     }
 
     fn page_taken(&mut self) {

@@ -1,6 +1,6 @@
 //! Up to the commit: gather, intend, seal, collect (rules 15 and 16). Nothing here changes an entry.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,7 +11,7 @@ use milonga_protocol::messages::{
     UnitRequest, UnitResponse,
 };
 use milonga_protocol::plants::{self, Plant};
-use milonga_protocol::{Incarnation, ServerName, Time, UnitIndex};
+use milonga_protocol::{Incarnation, Layout, ServerName, Time, UnitIndex};
 
 use crate::core::LayoutCore;
 use crate::heard::Heard;
@@ -243,9 +243,13 @@ impl LayoutCore {
         let parent = self.history.epoch();
         self.took.sealed(self.now);
         self.phase = Phase::Commit(rest);
+        let outcome = self
+            .history
+            .current()
+            .map(|before| outcome(before, &layout));
         let origin = self.origin.take().map(|(cause, since)| {
             let began = self.wall_clock.saturating_sub(self.now.since(since));
-            Origin::new(began.as_secs(), cause)
+            Origin::new(began.as_secs(), cause + &outcome.unwrap_or_default())
         });
         self.store(StoreChange::Commit {
             parent,
@@ -375,4 +379,32 @@ impl LayoutCore {
             self.sequencer_sealed(&SequencerRef { name, incarnation });
         }
     }
+}
+
+/// What `after` changes of `before`, in words that follow the cause: who was noticed first need not be who leaves.
+fn outcome(before: &Layout, after: &Layout) -> String {
+    let names = |layout: &Layout| -> BTreeSet<ServerName> {
+        let members = layout.members().into_iter();
+        members.map(|unit| layout.unit(unit).name.clone()).collect()
+    };
+    let (old, new) = (names(before), names(after));
+    let list = |names: Vec<&ServerName>| {
+        let names: Vec<_> = names.into_iter().map(ServerName::as_str).collect();
+        names.join(", ")
+    };
+    let mut words = String::new();
+    let (gone, come) = (
+        list(old.difference(&new).collect()),
+        list(new.difference(&old).collect()),
+    );
+    if !gone.is_empty() {
+        words.push_str(&format!("; goes on without {gone}"));
+    }
+    if !come.is_empty() {
+        words.push_str(&format!("; takes in {come}"));
+    }
+    if before.sequencer.name != after.sequencer.name {
+        words.push_str(&format!("; {} is the sequencer", after.sequencer.name));
+    }
+    words
 }

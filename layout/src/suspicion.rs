@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use milonga_protocol::messages::Hello;
+use milonga_protocol::plants::{self, Plant};
 use milonga_protocol::{ServerName, Time, UnitIndex};
 
 use crate::algebra;
@@ -136,7 +137,8 @@ impl LayoutCore {
     /// older than that, where it cannot be heard yet, but hears.
     pub(crate) fn objection(&self, hello: &Hello) -> Option<String> {
         let entered = self.runs.get(&hello.name) == Some(&hello.incarnation);
-        let unit = hello.unit.filter(|_| !entered)?;
+        let counts = !entered || plants::active(Plant::OldHelloCounts);
+        let unit = hello.unit.filter(|_| counts)?;
         planner::objection(&self.history, &hello.name, &unit)
     }
 

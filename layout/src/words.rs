@@ -64,7 +64,9 @@ impl LayoutCore {
             }
         };
         for (errand, why) in self.courier.troubles() {
-            words.push_str(&format!("; {}: {why}", self.whom(errand)));
+            if let Some(name) = self.whom(errand) {
+                words.push_str(&format!("; {name}: {why}"));
+            }
         }
         words
     }
@@ -78,19 +80,20 @@ impl LayoutCore {
         if missing.is_empty() {
             return format!("a reconfiguration is about to begin, because {cause}");
         }
-        // Some do say hello: they cannot take part.
-        let says_hello = |name: &&&ServerName| {
+        let waited_for = list(&missing);
+        let says_hello = |name: &&ServerName| {
             self.member(name).is_some() && self.heard.fresh(self.now, name).is_some()
         };
-        let troubles = missing.iter().filter(says_hello).filter_map(|name| {
+        if !missing.iter().any(says_hello) {
+            return format!("waiting for {waited_for} to say hello, because {cause}");
+        }
+        // Some do say hello: they cannot take part.
+        let troubles = missing.iter().filter_map(|name| {
             let why = self.trouble(name)?;
             Some(format!("; {name}: {why}"))
         });
-        format!(
-            "waiting for {} to say hello, because {cause}{}",
-            list(&missing),
-            troubles.collect::<String>()
-        )
+        let troubles = troubles.collect::<String>();
+        format!("waiting for {waited_for}, because {cause}{troubles}")
     }
 }
 

@@ -363,7 +363,7 @@ impl ProcessConfig {
             && unit.segment_bytes < SMALLEST_SEGMENT
         {
             let problem = format!("{} bytes are too few", unit.segment_bytes);
-            let remedy = "use at least 2097152 (64 MiB is the default)";
+            let remedy = "use at least 8388608 (64 MiB is the default)";
             return wrong("unit.segment_bytes", problem, remedy);
         }
         match &self.layout {
@@ -401,8 +401,9 @@ impl ProcessConfig {
 /// How many members a layout may have.
 const MEMBERS: [usize; 3] = [1, 3, 5];
 
-/// Smaller segments spend their time in being made, and do not hold the largest entry that is permitted by default.
-const SMALLEST_SEGMENT: u64 = 2 << 20;
+/// Smaller segments spend their time in being made, and do not hold the largest entry that any layout can permit.
+const SMALLEST_SEGMENT: u64 = 8 << 20;
+const _: () = assert!(SMALLEST_SEGMENT >= 2 * milonga_protocol::limits::MAX_ENTRY_BYTES as u64);
 
 impl LayoutSettings {
     fn check(
@@ -484,7 +485,7 @@ mod tests {
         key = "seq.key"
         [sequencer]
         [unit]
-        segment_bytes = 2097152
+        segment_bytes = 8388608
         [layout]
         chains = [["unit-1a", "unit-1b"], ["unit-2a", "unit-2b"]]
         sequencer = "sequencer-1"
@@ -511,7 +512,7 @@ mod tests {
         assert_eq!(limits.entry_bytes, 4096);
         assert_eq!(limits.streams, Limits::default().streams);
         let unit = config.unit.unwrap();
-        assert_eq!(unit.segment_bytes, 2 << 20);
+        assert_eq!(unit.segment_bytes, 8 << 20);
         assert_eq!(unit.cache_bytes, UnitSettings::default().cache_bytes);
         let config = ProcessConfig::parse(GOOD, &path).unwrap();
         let again = ProcessConfig::parse(&config.to_toml(), &path).unwrap();
@@ -536,7 +537,7 @@ mod tests {
                 "`layout.chains`: \"unit-1b\" is named twice",
                 "one place",
             ),
-            ("2097152", "100", "`unit.segment_bytes`", "at least"),
+            ("8388608", "100", "`unit.segment_bytes`", "at least"),
             (
                 "= 4096",
                 "= 999999999",

@@ -9,7 +9,7 @@ use milonga_layout::{ClusterPlan, SPARE_AFTER};
 use milonga_protocol::limits::DEFAULT_LEASE_MS;
 use milonga_protocol::messages::{Lease, ServerStatus};
 use milonga_protocol::{Incarnation, ServerName, SharedEnv};
-use milonga_transport::{Identity, Peer, QuicNetwork, QuicServer, Tls};
+use milonga_transport::{Bounds, Datagrams, Identity, Peer, QuicNetwork, QuicServer, Tls, Udp};
 
 use crate::config::{LayoutSettings, ProcessConfig, ServerAddress};
 use crate::error::NodeError;
@@ -36,6 +36,18 @@ impl Node {
     /// # Errors
     /// [`NodeError`] says what to do. Nothing is left running or locked.
     pub async fn start(config: ProcessConfig, env: SharedEnv) -> Result<Self, NodeError> {
+        Self::start_over(config, env, Arc::new(Udp)).await
+    }
+
+    /// As [`Node::start`], over other sockets.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub async fn start_over(
+        config: ProcessConfig,
+        env: SharedEnv,
+        datagrams: Arc<dyn Datagrams>,
+    ) -> Result<Self, NodeError> {
         config.check(Path::new("configuration"))?;
         let tls = Tls::read(&config.tls.ca, &config.tls.cert, &config.tls.key)?;
         if *tls.name() != config.name {
@@ -47,7 +59,13 @@ impl Node {
         }
         let incarnation = Incarnation(env.random_id());
         let identity = Identity::new(config.name.clone(), incarnation);
-        let network = QuicNetwork::client(Arc::clone(&env), &tls, Arc::clone(&identity));
+        let network = QuicNetwork::client_over(
+            Arc::clone(&env),
+            &tls,
+            Arc::clone(&identity),
+            Bounds::default(),
+            Arc::clone(&datagrams),
+        );
         let plan = ServerPlan {
             data: config.data.clone(),
             unit: config.unit.clone(),
@@ -60,7 +78,15 @@ impl Node {
         let mut process =
             ServerProcess::start(&env, &LocalMachine, plan, &identity, &network).await?;
         let service = process.service();
-        let server = QuicServer::bind(env, config.listen, &tls, identity, service)?;
+        let server = QuicServer::bind_over(
+            env,
+            config.listen,
+            &tls,
+            identity,
+            service,
+            Bounds::default(),
+            &*datagrams,
+        )?;
         let address = config
             .advertise
             .clone()

@@ -49,6 +49,8 @@ plants! {
     HandedOutBeforeCommit,
     /// The sequencer acknowledges a seal and goes on granting (rule 20; F1).
     SequencerServesSealed,
+    /// A hello that is older than the epoch which its unit entered ends that epoch (design §4).
+    OldHelloCounts,
     /// The next sequencer is bootstrapped before the lease of the one before has run out (rule 20).
     NextSequencerDoesNotWait,
     /// A lease runs from the moment on when the answer came, not from when it was asked for (rule 20).

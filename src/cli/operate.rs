@@ -79,7 +79,7 @@ pub(super) enum ClusterCommand {
 /// How a change is made.
 #[derive(Clone, Copy, Debug, Args)]
 pub(super) struct How {
-    /// Show what would be done, and change nothing.
+    /// Show what would be done, and change nothing. Waits 15 seconds for an answer at most.
     #[arg(long)]
     dry_run: bool,
     /// Seconds to wait until all is done. What was begun goes on afterwards; the same command waits for it again.

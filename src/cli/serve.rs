@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use milonga_node::{Node, ProcessConfig};
 use milonga_protocol::SharedEnv;
-use milonga_transport::TokioEnv;
+use milonga_transport::{SeverableUdp, TokioEnv};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -31,6 +32,9 @@ pub(super) struct Serve {
     /// Stop as well when standard input closes: for a parent that must not leave servers behind.
     #[arg(long)]
     until_stdin_closes: bool,
+    /// Nothing comes and nothing goes while this file exists, as if the network cable were cut: to see what others do then.
+    #[arg(long, value_name = "FILE", hide = true)]
+    sever_while: Option<PathBuf>,
 }
 
 impl Serve {
@@ -41,7 +45,12 @@ impl Serve {
         let config = ProcessConfig::read(&config)?;
         let name = config.name.clone();
         let env: SharedEnv = TokioEnv::try_new()?;
-        let node = Node::start(config, env).await?;
+        let sockets = SeverableUdp::default();
+        let severing = self.sever_while.map(|file| {
+            let looks = sever_while(Arc::clone(&env), file, sockets.clone());
+            env.spawn("sever", Box::pin(looks))
+        });
+        let node = Node::start_over(config, env, Arc::new(sockets)).await?;
         output::line(format_args!("{name} listens on {}", node.local_addr()))?;
         let stopped = tokio::select! {
             biased;
@@ -49,7 +58,16 @@ impl Serve {
             () = stdin_closed(), if self.until_stdin_closes => Ok(()),
         };
         node.close().await;
+        drop(severing);
         stopped
+    }
+}
+
+/// Severs `sockets` while `file` exists.
+async fn sever_while(env: SharedEnv, file: PathBuf, sockets: SeverableUdp) {
+    loop {
+        env.sleep(Duration::from_millis(20)).await;
+        sockets.sever(file.exists());
     }
 }
 

@@ -25,7 +25,7 @@ use milonga_transport::{Identity, Peer, QuicNetwork, Role, SharedNetwork, TokioE
 /// Small files and no cache, so that every fault on disk shows at once.
 fn unit_settings() -> UnitSettings {
     let mut settings = UnitSettings::default();
-    settings.segment_bytes = 4 << 20;
+    settings.segment_bytes = 8 << 20;
     settings.reserve_bytes = 0;
     settings.cache_bytes = 0;
     settings

@@ -57,7 +57,7 @@ impl Cluster {
             config.layout_servers = vec![ServerAddress::new("layout-1", &layout_at)];
             if name.starts_with("unit-") {
                 let mut unit = UnitSettings::default();
-                unit.segment_bytes = 2 << 20;
+                unit.segment_bytes = 8 << 20;
                 config.unit = Some(unit);
             } else if name.starts_with("sequencer-") {
                 config.sequencer = Some(SequencerSettings::default());

@@ -73,5 +73,5 @@ pub use env::{NoRuntime, TokioEnv};
 pub use identity::{Identity, OtherCluster};
 pub use memory::{MemoryNetwork, Serving};
 pub use network::{CallError, Caller, Network, Peer, Reply, Role, Service, SharedNetwork};
-pub use quic::{BindError, Datagrams, QuicNetwork, QuicServer};
+pub use quic::{BindError, Datagrams, QuicNetwork, QuicServer, SeverableUdp, Udp};
 pub use tls::{Tls, TlsError};

@@ -23,6 +23,7 @@ mod replies;
 mod serve;
 mod server;
 mod settings;
+mod severable;
 mod silence;
 mod socket;
 #[cfg(test)]
@@ -30,7 +31,8 @@ mod tests;
 mod wire;
 
 pub use client::QuicNetwork;
-pub use datagrams::Datagrams;
+pub use datagrams::{Datagrams, Udp};
 #[cfg(feature = "fuzzing")]
 pub(crate) use frames::cut;
 pub use server::{BindError, QuicServer};
+pub use severable::SeverableUdp;

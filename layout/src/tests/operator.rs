@@ -330,6 +330,40 @@ fn a_unit_that_finds_no_place_is_told_when_it_gets_one() {
     assert_eq!(active(&mut world)[1], ["unit-10", "unit-x"]);
 }
 
+#[test]
+fn why_a_unit_is_not_taken_in_yet_is_said() {
+    let mut world = world(174);
+    world.plan = world.plan.clone().with_copy_limit(Some(1));
+    world.crash_core();
+    world.start_core();
+    world.run_for(6_000);
+    (0..40).for_each(|_| world.append());
+    world.slow.insert(name("unit-00"), 100);
+    world.run_for(15_000);
+    assert_eq!(active(&mut world)[0], ["unit-01"]);
+    let slow = report(&mut world, &add("unit-00", None), false);
+    assert_eq!(slow.stage, ChangeStage::UnderWay);
+    assert!(
+        slow.steps[0].starts_with("unit-00 joins chain 1"),
+        "{slow:?}"
+    );
+    assert!(
+        slow.steps[1].starts_with("that waits: unit-00 is slow: it answers within"),
+        "{slow:?}"
+    );
+    // Once it is in, it has to be given what it lacks: at one byte a second.
+    world.slow.clear();
+    world.units.get_mut(&name("unit-00")).unwrap().forget();
+    world.run_for(30_000);
+    assert_eq!(active(&mut world)[0], ["unit-01", "unit-00"]);
+    let joining = report(&mut world, &add("unit-00", None), false);
+    assert_eq!(joining.stage, ChangeStage::UnderWay);
+    assert_eq!(
+        joining.steps,
+        ["unit-00 is being given what its chain holds"]
+    );
+}
+
 /// A process that is no unit says hello, too, if there is nothing that it could be.
 #[test]
 fn who_runs_and_is_no_unit_is_not_told_to_start() {

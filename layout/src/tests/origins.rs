@@ -27,7 +27,10 @@ fn each_epoch_has_its_cause_and_its_time_whoever_leads_later() {
     world.run_for(2_000);
     assert_eq!(epoch(&world), 2);
     let second = origin(&world, 2);
-    assert_eq!(second.cause, "unit-00 says nothing any more");
+    assert_eq!(
+        second.cause,
+        "unit-00 says nothing any more; goes on without unit-00"
+    );
     assert!((began..=began + 1).contains(&second.began), "{second:?}");
     // A restart, and another leader.
     world.run_for(10_000);
@@ -49,7 +52,7 @@ fn each_epoch_has_its_cause_and_its_time_whoever_leads_later() {
     // An epoch that was at rest went on: the next one has a cause of its own.
     assert_eq!(
         origin(&world, 4).cause,
-        "unit-00 can take a place in a chain"
+        "unit-00 can take a place in a chain; takes in unit-00"
     );
 }
 

@@ -90,7 +90,7 @@ fn unit_config(dir: &Path, name: &str, layout: &str) -> ProcessConfig {
     let mut config = ProcessConfig::new(name, "127.0.0.1:0".parse().unwrap(), tls);
     config.data = Some(dir.join(format!("data-{name}")));
     config.unit = Some(UnitSettings {
-        segment_bytes: 2 << 20,
+        segment_bytes: 8 << 20,
         reserve_bytes: 1 << 20,
         ..UnitSettings::default()
     });

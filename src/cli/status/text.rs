@@ -49,6 +49,8 @@ impl Status {
             let troubled: Vec<_> = troubled.map(|server| server.name.as_str()).collect();
             let mut words = redundancy.text();
             if !troubled.is_empty() {
+                // As the layout has it; of who does not serve, nothing can be said.
+                words = words.replacen("full: ", "", 1);
                 let _ = write!(words, "; NOT SERVING: {}", troubled.join(", "));
             }
             if let Some(vacant) = layout_fact(&self.servers, "vacant") {

@@ -289,7 +289,7 @@ fn give_role(config: &mut ProcessConfig, name: &str) {
     if name.starts_with("unit-") {
         let mut unit = UnitSettings::default();
         // Small, so that segments change often, and little memory.
-        unit.segment_bytes = 4 << 20;
+        unit.segment_bytes = 8 << 20;
         unit.cache_bytes = 16 << 20;
         config.unit = Some(unit);
     } else if name.starts_with("sequencer-") {

@@ -220,6 +220,11 @@ impl Stage<'_> {
     fn switch(&mut self, kind: &FaultKind, on: Option<Moment>) {
         match kind {
             FaultKind::Partition(a, b, both) => self.cut(a, b, *both, on.is_some()),
+            FaultKind::Mute(process) => {
+                if let Some(name) = self.names.get(*process) {
+                    self.network.mute(name, on.is_some());
+                }
+            }
             FaultKind::SlowProcess(process, factor) => {
                 if let Some(name) = self.names.get(*process) {
                     self.network

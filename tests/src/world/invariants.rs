@@ -13,6 +13,7 @@ mod lost;
 mod one_epoch;
 mod pointers;
 mod prefixes;
+mod quiet;
 mod reached;
 mod real_time;
 mod replicas;
@@ -40,6 +41,7 @@ pub use lost::Lost;
 pub use one_epoch::OneEpoch;
 pub use pointers::Pointers;
 pub use prefixes::Prefixes;
+pub use quiet::Quiet;
 pub use reached::Reached;
 pub use real_time::RealTime;
 pub use replicas::Replicas;
@@ -74,5 +76,6 @@ pub fn all() -> Vec<Box<dyn Invariant>> {
         Box::<Told>::default(),
         Box::<Leased>::default(),
         Box::<DiskErrors>::default(),
+        Box::<Quiet>::default(),
     ]
 }

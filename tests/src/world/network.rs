@@ -193,6 +193,11 @@ impl WorldNetwork {
         }
     }
 
+    /// What `name` asks for is lost, or not any more.
+    pub fn mute(&self, name: &ServerName, on: bool) {
+        self.0.lock().model.set_mute(name, on);
+    }
+
     /// Everything to and from `name` takes `factor` times as long; 1 heals it.
     pub fn slow(&self, name: &ServerName, factor: u64) {
         self.0.lock().model.set_slow(name, factor);

@@ -110,6 +110,9 @@ pub enum FaultKind {
     Pause(usize),
     /// What the first say does not reach the second; both ways if so.
     Partition(Vec<usize>, Vec<usize>, bool),
+    /// What a process asks for is lost, while what it is asked for comes, and its answers: its own connections have to be made
+    /// anew, as after a partition.
+    Mute(usize),
     /// A link goes down and up again and again: two processes, and how many times.
     Flap(usize, usize, u32),
     /// Everything to and from a process takes so many times longer.
@@ -164,6 +167,7 @@ impl FaultKind {
             Self::Pause(_) => "pause",
             Self::Partition(_, _, true) => "partition",
             Self::Partition(_, _, false) => "one-way partition",
+            Self::Mute(_) => "mute",
             Self::Flap(..) => "flapping link",
             Self::SlowProcess(..) => "slow process",
             Self::Storm(_) => "storm",
@@ -283,6 +287,7 @@ impl Plan {
         }
         if !plan.quic {
             plan.strand(&mut Rng::new(seed, "strand"));
+            plan.mute(&mut Rng::new(seed, "mute"));
             plan.add_gray(&mut Rng::new(seed, "gray"));
         }
         plan.faults.sort_by_key(|fault| fault.at);
@@ -307,6 +312,38 @@ impl Plan {
                 kind: FaultKind::Partition(vec![tail, client], others.collect(), true),
             });
         }
+    }
+
+    /// In one world of four: servers that are reached before they are heard, after partitions and while another one is started
+    /// anew.
+    fn mute(&mut self, rng: &mut Rng) {
+        if !rng.happens(250_000) {
+            return;
+        }
+        let servers = self.shape.processes() - self.shape.clients;
+        let mut begin: Vec<(Moment, usize)> = Vec::new();
+        for fault in &self.faults {
+            if let FaultKind::Partition(one, other, true) = &fault.kind {
+                let server = [one, other].map(|side| side.iter().find(|p| **p < servers));
+                let over = fault.at.after(fault.lasts);
+                begin.extend(server.into_iter().flatten().map(|server| (over, *server)));
+            }
+        }
+        for _ in 0..4 {
+            let at = rng.between(SECOND, self.safety.0 - SECOND);
+            begin.push((Moment(at), rng.index(servers)));
+            self.faults.push(Fault {
+                at: Moment(at + rng.between(50, 400) * MILLI),
+                lasts: Duration::from_millis(20),
+                kind: FaultKind::Stop(rng.index(servers), End::Kill),
+            });
+        }
+        let mute = |(at, server)| Fault {
+            at,
+            lasts: Duration::from_millis(rng.between(50, 900)),
+            kind: FaultKind::Mute(server),
+        };
+        self.faults.extend(begin.into_iter().map(mute));
     }
 
     /// In one world of six, long after all else: a server that is a hundred times slower than the others, for so long that
@@ -580,7 +617,7 @@ mod tests {
             assert_eq!(servers + plan.shape.clients, plan.shape.processes());
             kinds.extend(plan.faults.iter().map(|fault| fault.kind.name()));
         }
-        assert_eq!(kinds.len(), 21, "{kinds:?}");
+        assert_eq!(kinds.len(), 22, "{kinds:?}");
     }
 
     #[test]

@@ -14,6 +14,12 @@ impl Moment {
         Self(self.0.saturating_add(nanos))
     }
 
+    /// This moment plus `duration`.
+    #[must_use]
+    pub fn after(self, duration: std::time::Duration) -> Self {
+        self.plus(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX))
+    }
+
     /// As seconds.
     #[must_use]
     pub fn seconds(self) -> f64 {

@@ -65,7 +65,7 @@ impl Cluster {
             config.layout_servers.clone_from(&layout);
             if name.starts_with("unit-") {
                 let mut unit = UnitSettings::default();
-                unit.segment_bytes = 2 << 20;
+                unit.segment_bytes = 8 << 20;
                 config.unit = Some(unit);
             } else if name.starts_with("sequencer-") {
                 config.sequencer = Some(SequencerSettings::default());

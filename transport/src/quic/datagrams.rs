@@ -32,7 +32,7 @@ pub trait Datagrams: Send + Sync + 'static {
 
 /// UDP sockets of this computer, under tokio.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Udp;
+pub struct Udp;
 
 impl Datagrams for Udp {
     fn bind(&self, address: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> {

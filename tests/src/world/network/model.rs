@@ -48,6 +48,8 @@ pub(crate) struct Model {
     rng: Rng,
     /// How many partitions cut a direction right now.
     cuts: BTreeMap<(ServerName, ServerName), u32>,
+    /// How many faults have what a process asks for lost.
+    mute: BTreeMap<ServerName, u32>,
     /// Everything to and from a process takes so many times longer.
     slow: BTreeMap<ServerName, u64>,
     /// Added to the plan's rates while storms last.
@@ -60,6 +62,7 @@ impl Model {
             plan,
             rng: Rng::new(seed, "network"),
             cuts: BTreeMap::new(),
+            mute: BTreeMap::new(),
             slow: BTreeMap::new(),
             storm: 0,
         }
@@ -89,6 +92,15 @@ impl Model {
         !self.cuts.is_empty() && self.cuts.contains_key(&(from.clone(), to.clone()))
     }
 
+    pub(crate) fn set_mute(&mut self, name: &ServerName, on: bool) {
+        let count = self.mute.entry(name.clone()).or_insert(0);
+        *count = if on {
+            *count + 1
+        } else {
+            count.saturating_sub(1)
+        };
+    }
+
     pub(crate) fn set_slow(&mut self, name: &ServerName, factor: u64) {
         if factor <= 1 {
             self.slow.remove(name);
@@ -109,6 +121,9 @@ impl Model {
         to: &ServerName,
         answer: bool,
     ) -> Fate {
+        if !answer && self.mute.get(from).is_some_and(|count| *count > 0) {
+            return Fate::Lost;
+        }
         if self.is_cut(from, to) {
             // QUIC sends again until the connection is given up.
             let held = self.rng.happens(500_000);

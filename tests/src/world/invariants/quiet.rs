@@ -1,0 +1,115 @@
+//! I22: an epoch that changes nothing has a reason. A restart is one, and a suspicion that was wrong; so there are no more of
+//! them than restarts, and a few, in any second. Each stops appends for a moment.
+
+use std::collections::VecDeque;
+use std::iter;
+
+use milonga_protocol::{Epoch, Layout, Segment};
+
+use crate::world::journal::Observed;
+use crate::world::trace::Moment;
+use crate::world::workload::{Invariant, Violation, WorldView};
+
+const SECOND: u64 = 1_000_000_000;
+const WITHIN: u64 = SECOND;
+/// A restart may be noticed so much later.
+const NOTICED: u64 = 2 * SECOND;
+/// Suspicions that were wrong: each takes half a second of silence.
+const FEW: usize = 3;
+
+/// See the file's head.
+#[derive(Debug, Default)]
+pub struct Quiet {
+    newest: Epoch,
+    /// When an epoch began that changes nothing.
+    idle: VecDeque<Moment>,
+    /// When servers were started.
+    starts: VecDeque<Moment>,
+}
+
+impl Invariant for Quiet {
+    fn name(&self) -> &'static str {
+        "I22 an epoch has a reason"
+    }
+
+    fn source(&self) -> &'static str {
+        "design §4"
+    }
+
+    fn check(&mut self, view: &WorldView<'_>) -> Result<(), Violation> {
+        let started = |seen: &&Observed| matches!(seen, Observed::Started(..));
+        let starts = view.news.iter().filter(started).count();
+        self.starts.extend(iter::repeat_n(view.now, starts));
+        let mut newest = view.wire.layouts.values().rev();
+        let (Some(layout), before) = (newest.next(), newest.next()) else {
+            return Ok(());
+        };
+        let new = layout.epoch > std::mem::replace(&mut self.newest, layout.epoch);
+        if new && before.is_some_and(|before| changes_nothing(before, layout)) {
+            return self.began(view.now, layout.epoch);
+        }
+        Ok(())
+    }
+}
+
+impl Quiet {
+    /// An epoch that changes nothing began.
+    fn began(&mut self, now: Moment, epoch: Epoch) -> Result<(), Violation> {
+        self.idle.push_back(now);
+        let old = |within: u64| move |at: &Moment| now.0 - at.0 > within;
+        while self.idle.front().is_some_and(old(WITHIN)) {
+            self.idle.pop_front();
+        }
+        while self.starts.front().is_some_and(old(WITHIN + NOTICED)) {
+            self.starts.pop_front();
+        }
+        let (idle, starts) = (self.idle.len(), self.starts.len());
+        if idle > starts + FEW {
+            let text = format!(
+                "{epoch} is the {idle}th epoch within {} s that changes nothing, and {starts} servers were started",
+                WITHIN / SECOND
+            );
+            return Err(Violation(text));
+        }
+        Ok(())
+    }
+}
+
+/// Whether `after` has the same units in the same chains as `before`, and the same run of the same sequencer.
+fn changes_nothing(before: &Layout, after: &Layout) -> bool {
+    let units = |segment: &Segment| (segment.chains.clone(), segment.joining.clone());
+    before.units == after.units
+        && before.sequencer == after.sequencer
+        && (before.segments.iter().map(units)).eq(after.segments.iter().map(units))
+}
+
+#[cfg(test)]
+mod tests {
+    use milonga_protocol::Incarnation;
+
+    use super::*;
+    use crate::world::invariants::samples::layout;
+
+    #[test]
+    fn what_changes_nothing_is_seen() {
+        let (one, mut two) = (layout(1), layout(2));
+        assert!(changes_nothing(&one, &two));
+        two.sequencer.incarnation = Incarnation(99);
+        assert!(!changes_nothing(&one, &two));
+        let mut three = layout(3);
+        three.segments[0].chains[0].pop();
+        assert!(!changes_nothing(&one, &three));
+    }
+
+    #[test]
+    fn more_of_them_than_restarts_and_a_few_are_too_many() {
+        let mut quiet = Quiet::default();
+        let at = |quiet: &mut Quiet, ms: u64| quiet.began(Moment(ms * 1_000_000), Epoch(1));
+        for ms in [0, 200, 400, 1_100] {
+            assert_eq!(at(&mut quiet, ms), Ok(()));
+        }
+        quiet.starts.push_back(Moment(1_100 * 1_000_000));
+        assert_eq!(at(&mut quiet, 1_150), Ok(()));
+        assert!(at(&mut quiet, 1_180).is_err());
+    }
+}
