@@ -105,6 +105,7 @@ fn unit_requests() -> Vec<(UnitRequest, Bytes)> {
         },
         UnitRequest::Open {
             layout: layout(Epoch(2), to),
+            persisted: Epoch(1),
             starts: vec![(Epoch(2), to)],
         },
     ];

@@ -567,9 +567,10 @@ impl LayoutCore {
         }
     }
 
-    /// Why a unit that is known is not taken into the chain at once.
+    /// Why a unit that may take places already is not taken into the chain at once.
     fn why_not_yet(&self, name: &ServerName, chain: u16) -> Option<String> {
-        if !self.knows_unit(name) {
+        let unit = self.heard_of(name).and_then(|hello| hello.unit);
+        if !unit.is_some_and(|unit| self.is_free(name, &unit)) {
             return None;
         }
         let restless = || {
@@ -577,7 +578,7 @@ impl LayoutCore {
                 .filter(|_| !self.is_calm_enough(name, chain))
         };
         let why = self.trouble(name).or_else(|| self.slow_words(name));
-        why.or_else(restless)
+        why.or_else(restless).or_else(|| self.penance_words(name))
     }
 
     fn foresee_leave(&self, name: &ServerName, report: &mut ChangeReport) {

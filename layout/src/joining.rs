@@ -405,15 +405,17 @@ impl LayoutCore {
             let why = why.into_iter().chain(self.restless_words(name));
             let why = why.reduce(|one, other| format!("{one}, and {other}"));
             let why = why.unwrap_or_else(|| {
-                let at = self.joining.trusted_at(name);
-                let wait = at.since(self.now).as_secs();
-                if at > self.now {
-                    format!("given up lately, may come back in {wait} s")
-                } else {
-                    "waiting for a place in a chain".into()
-                }
+                let penance = self.penance_words(name);
+                penance.unwrap_or_else(|| "waiting for a place in a chain".into())
             });
             format!("{name}: {why}")
         })
+    }
+
+    /// That it was given up lately, and is kept out for a while.
+    pub(crate) fn penance_words(&self, name: &ServerName) -> Option<String> {
+        let at = self.joining.trusted_at(name);
+        let wait = at.since(self.now).as_secs();
+        (at > self.now).then(|| format!("was given up lately, may come back in {wait} s"))
     }
 }

@@ -45,9 +45,12 @@ impl LayoutCore {
             self.units = layout.units.iter().map(|unit| unit.name.clone()).collect();
         }
         let members = self.members();
+        // What was said while the store worked was not looked at: whoever came back meanwhile without its past has not entered.
         let run = |unit: &UnitIndex| {
             let name = self.unit_name(*unit);
-            Some((name.clone(), self.heard.run(name)?))
+            let hello = self.heard.last(name)?;
+            let fits = self.objection(hello).is_none();
+            fits.then(|| (name.clone(), hello.incarnation))
         };
         let runs = members.iter().filter_map(run).collect();
         let before = std::mem::replace(&mut self.runs, runs);
@@ -61,17 +64,18 @@ impl LayoutCore {
             page: Some(0),
         });
         self.phase_since = self.now;
-        for unit in &members {
-            self.send(Errand::Open(*unit), 0);
-        }
-        self.bootstrap_if_due();
-        // What was said while the store worked was not looked at.
-        for unit in members {
-            let name = self.unit_name(unit).clone();
+        let names = members.iter().map(|unit| self.unit_name(*unit));
+        let names: Vec<_> = names.chain([&self.sequencer]).cloned().collect();
+        for name in names {
             self.heard_while_opening(&name, false);
         }
-        let sequencer = self.sequencer.clone();
-        self.heard_while_opening(&sequencer, false);
+        if !matches!(self.phase, Phase::Open(_)) {
+            return;
+        }
+        for unit in members {
+            self.send(Errand::Open(unit), 0);
+        }
+        self.bootstrap_if_due();
     }
 
     /// A hello of `name` has come; `new`: of a run that was not known.
@@ -122,6 +126,7 @@ impl LayoutCore {
                     .unwrap_or_default();
                 let request = UnitRequest::Open {
                     layout: layout.clone(),
+                    persisted,
                     starts: self.history.starts_after(persisted),
                 };
                 (self.unit_name(*unit), Request::Unit(request))

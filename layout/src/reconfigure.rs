@@ -45,15 +45,12 @@ impl LayoutCore {
 
     /// Why those who are there may not take part, with the way out.
     pub(crate) fn objections(&self) -> Vec<String> {
-        let hello = |unit: UnitIndex| {
-            let name = self.unit_name(unit);
-            Some((name, self.heard.last(name)?.unit?))
-        };
-        let units: Vec<_> = self.members().into_iter().filter_map(hello).collect();
-        let each = units.iter();
-        let each = each.filter_map(|(name, unit)| planner::objection(&self.history, name, unit));
+        let hello = |unit: UnitIndex| self.heard.last(self.unit_name(unit));
+        let hellos: Vec<_> = self.members().into_iter().filter_map(hello).collect();
+        let each = hellos.iter().filter_map(|hello| self.objection(hello));
         let mut objections: Vec<_> = each.collect();
-        let ids = units.iter().map(|(name, unit)| (*name, unit.id));
+        let ids = hellos.iter();
+        let ids = ids.filter_map(|hello| Some((&hello.name, hello.unit?.id)));
         objections.extend(planner::twins(ids));
         objections
     }
@@ -249,7 +246,7 @@ impl LayoutCore {
             .map(|before| outcome(before, &layout));
         let origin = self.origin.take().map(|(cause, since)| {
             let began = self.wall_clock.saturating_sub(self.now.since(since));
-            Origin::new(began.as_secs(), cause + &outcome.unwrap_or_default())
+            Origin::new(began.as_secs(), cause, &outcome.unwrap_or_default())
         });
         self.store(StoreChange::Commit {
             parent,

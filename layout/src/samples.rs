@@ -55,6 +55,7 @@ pub(crate) fn origin(epoch: u64) -> Origin {
     Origin::new(
         1_900_000_000 + epoch,
         "unit-1a says nothing any more".into(),
+        "",
     )
 }
 

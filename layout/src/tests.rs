@@ -459,6 +459,52 @@ fn a_restored_backup_is_refused() {
     );
 }
 
+/// Nobody looks at what is said while a layout is being recorded: it counts all the same.
+#[test]
+fn a_backup_that_is_restored_while_a_layout_is_recorded_is_refused() {
+    let mut world = single(61);
+    world.restart(&name("unit-00"));
+    world.heal_and_check();
+    let unit = name("unit-10");
+    let backup = Epoch(1);
+    world.slow_store = 20;
+    world.restart(&name(SEQUENCER));
+    while !state(&mut world).starts_with("recording the layout") {
+        world.run_for(1);
+    }
+    world.units.get_mut(&unit).unwrap().persisted = backup;
+    world.restart(&unit);
+    world.run_for(3_000);
+    let words = state(&mut world);
+    assert!(words.contains("unit-10 has lost its past"), "{words}");
+    assert_eq!(world.units[&unit].persisted, backup, "it was let in");
+}
+
+/// It is reached before it is heard, so only it can know.
+#[test]
+fn a_backup_that_cannot_be_heard_yet_does_not_enter() {
+    let mut world = single(62);
+    world.restart(&name("unit-00"));
+    world.heal_and_check();
+    let unit = name("unit-10");
+    world.slow_store = 20;
+    world.restart(&name(SEQUENCER));
+    while !state(&mut world).starts_with("recording the layout") {
+        world.run_for(1);
+    }
+    world.mute = vec![unit.clone()];
+    world.units.get_mut(&unit).unwrap().persisted = Epoch(1);
+    world.restart(&unit);
+    world.run_for(300);
+    let words = state(&mut world);
+    assert!(words.contains("unit-10: "), "{words}");
+    assert_eq!(world.units[&unit].persisted, Epoch(1), "it entered");
+    world.mute.clear();
+    world.run_for(3_000);
+    let words = state(&mut world);
+    assert!(words.contains("unit-10 has lost its past"), "{words}");
+}
+
 #[test]
 fn foreign_units_are_refused() {
     let mut world = single(13);

@@ -81,15 +81,13 @@ impl LayoutCore {
             return format!("a reconfiguration is about to begin, because {cause}");
         }
         let waited_for = list(&missing);
-        let says_hello = |name: &&ServerName| {
-            self.member(name).is_some() && self.heard.fresh(self.now, name).is_some()
-        };
-        if !missing.iter().any(says_hello) {
+        let mut units = missing.iter().filter(|name| self.member(name).is_some());
+        if !units.any(|name| self.heard.fresh(self.now, name).is_some()) {
             return format!("waiting for {waited_for} to say hello, because {cause}");
         }
-        // Some do say hello: they cannot take part.
+        // Some units do say hello: they cannot take part.
         let troubles = missing.iter().filter_map(|name| {
-            let why = self.trouble(name)?;
+            let why = self.member(name).and_then(|_| self.trouble(name))?;
             Some(format!("; {name}: {why}"))
         });
         let troubles = troubles.collect::<String>();

@@ -238,7 +238,13 @@ impl Unit {
 
     // -------------------------------------------------------------------------------------------------- open
 
-    pub(crate) fn open(&mut self, call: CallId, layout: Layout, starts: Vec<(Epoch, Position)>) {
+    pub(crate) fn open(
+        &mut self,
+        call: CallId,
+        layout: Layout,
+        persisted: Epoch,
+        starts: &[(Epoch, Position)],
+    ) {
         let epoch = layout.epoch;
         if self.serving().is_some_and(|s| s.layout.epoch == epoch) {
             return self.reply(call, UnitResponse::Done, Bytes::new());
@@ -252,7 +258,7 @@ impl Unit {
             }
             return;
         }
-        if let Some(refusal) = self.poisoned().or_else(|| self.unfit(&layout)) {
+        if let Some(refusal) = self.poisoned().or_else(|| self.unfit(&layout, persisted)) {
             return self.refuse(call, refusal);
         }
         let known: BTreeMap<_, _> = starts.iter().chain(&layout.starts).copied().collect();
@@ -272,7 +278,7 @@ impl Unit {
     }
 
     /// Why this unit cannot enter the layout's epoch.
-    fn unfit(&self, layout: &Layout) -> Option<Refusal> {
+    fn unfit(&self, layout: &Layout, persisted: Epoch) -> Option<Refusal> {
         let again = plants::active(Plant::ReopensAfterRestart)
             && self.epochs.serving.is_none()
             && self.epochs.sealed_for <= layout.epoch
@@ -288,15 +294,18 @@ impl Unit {
         if let Some(refusal) = self.foreign(layout.cluster) {
             return Some(refusal);
         }
-        layout
-            .find_unit(self.superblock.unit)
-            .is_none()
-            .then(|| Refusal::Identity {
-                why: format!(
-                    "the layout does not list unit {} ({})",
-                    self.superblock.unit, self.superblock.name
-                ),
-            })
+        let (unit, name) = (self.superblock.unit, &self.superblock.name);
+        let why = if layout.find_unit(unit).is_none() {
+            format!("the layout does not list unit {unit} ({name})")
+        } else if persisted > self.state.durable.epoch {
+            format!(
+                "{name} confirmed epoch {persisted} and comes with the state of epoch {} (a restored backup?); give it back its directory, or start it with an empty one",
+                self.state.durable.epoch
+            )
+        } else {
+            return None;
+        };
+        Some(Refusal::Identity { why })
     }
 
     /// Why this unit cannot be one of `cluster`.

@@ -215,7 +215,11 @@ impl Unit {
                 after,
                 below,
             } => self.collect(call, epoch, after, below),
-            UnitRequest::Open { layout, starts } => self.open(call, layout, starts),
+            UnitRequest::Open {
+                layout,
+                persisted,
+                starts,
+            } => self.open(call, layout, persisted, &starts),
             UnitRequest::Ends { epoch, streams } => self.ends(call, epoch, &streams),
             UnitRequest::Repair {
                 epoch,

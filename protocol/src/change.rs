@@ -100,13 +100,20 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// At most [`CAUSE_BYTES`] of the cause are kept.
+    /// With `outcome` behind the cause; at most [`CAUSE_BYTES`] of both are kept, of the outcome first.
     #[must_use]
-    pub fn new(began: u64, mut cause: String) -> Self {
-        while cause.len() > CAUSE_BYTES {
-            cause.pop();
-        }
+    pub fn new(began: u64, mut cause: String, outcome: &str) -> Self {
+        cut(&mut cause, CAUSE_BYTES.saturating_sub(outcome.len()));
+        cause.push_str(outcome);
+        cut(&mut cause, CAUSE_BYTES);
         Self { began, cause }
+    }
+}
+
+/// Leaves `most` bytes of `text`, or a little less: whole characters.
+fn cut(text: &mut String, most: usize) {
+    while text.len() > most {
+        text.pop();
     }
 }
 
@@ -139,10 +146,20 @@ mod tests {
     #[test]
     fn a_long_cause_is_cut_between_characters() {
         let short = "é".repeat(CAUSE_BYTES / 2);
-        assert_eq!(Origin::new(0, short.clone()).cause, short);
+        assert_eq!(Origin::new(0, short.clone(), "").cause, short);
         let long = format!("x{short}é");
-        let cut = Origin::new(0, long.clone()).cause;
+        let cut = Origin::new(0, long.clone(), "").cause;
         assert_eq!(cut.len(), CAUSE_BYTES - 1);
         assert!(long.starts_with(&cut));
+        // What came of it is kept.
+        let cut = Origin::new(0, long.clone(), "; done").cause;
+        assert!(
+            cut.len() <= CAUSE_BYTES && cut.ends_with("é; done"),
+            "{cut}"
+        );
+        assert_eq!(
+            Origin::new(0, String::new(), &long).cause.len(),
+            CAUSE_BYTES - 1
+        );
     }
 }

@@ -17,7 +17,7 @@ use crate::limits::{FRAME_BYTES, FRAME_HEADER_BYTES};
 /// Bytes before the header.
 pub const PREFIX_BYTES: usize = 24;
 /// Version of frame and messages; both sides must speak the same.
-pub const WIRE_VERSION: u8 = 7;
+pub const WIRE_VERSION: u8 = 8;
 const MAGIC: u32 = u32::from_le_bytes(*b"MLG1");
 
 /// What a frame is.

@@ -352,6 +352,7 @@ impl Cluster {
         for n in 0..count {
             let open = UnitRequest::Open {
                 layout: layout.clone(),
+                persisted: Epoch::NONE,
                 starts: layout.starts.clone(),
             };
             self.ask_unit(n, open).await;

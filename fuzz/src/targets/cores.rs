@@ -80,7 +80,12 @@ impl UnitRig {
     pub(crate) fn open(&mut self, epoch: Epoch, start: Position) {
         let layout = layout(epoch, start);
         let starts = vec![(epoch, start)];
-        self.ask(UnitRequest::Open { layout, starts });
+        let persisted = Epoch::NONE;
+        self.ask(UnitRequest::Open {
+            layout,
+            persisted,
+            starts,
+        });
     }
 
     fn pass(&mut self, time: Duration) {

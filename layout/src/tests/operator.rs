@@ -214,6 +214,17 @@ fn a_sequencer_moves_without_anybody_gone() {
     world.heal_and_check();
 }
 
+/// Nothing speaks against what would be done.
+#[track_caller]
+fn joins_at_once(world: &mut World, change: &ClusterChange) {
+    let plan = report(world, change, true);
+    let waits = |step: &String| step.contains("that waits");
+    assert!(
+        plan.steps[0].contains("joins chain") && !plan.steps.iter().any(waits),
+        "{plan:?}"
+    );
+}
+
 #[test]
 fn an_added_unit_comes_in_where_it_belongs() {
     let mut world = world(161);
@@ -238,6 +249,8 @@ fn an_added_unit_comes_in_where_it_belongs() {
     // Who was removed comes in again with an empty directory only.
     world.replace_disk("unit-01");
     world.run_for(500);
+    done(&mut world, &remove("unit-x"));
+    joins_at_once(&mut world, &add("unit-01", None));
     done(&mut world, &add("unit-01", None));
     world.settle_and_check();
 }
@@ -248,6 +261,7 @@ fn a_unit_whose_disk_was_replaced_comes_in_as_a_new_one() {
     world.replace_disk("unit-10");
     world.run_for(3_000);
     assert_eq!(active(&mut world)[1], ["unit-11"]);
+    joins_at_once(&mut world, &add("unit-10", Some(1)));
     done(&mut world, &add("unit-10", Some(1)));
     world.settle_and_check();
     assert_eq!(active(&mut world)[1], ["unit-11", "unit-10"]);
@@ -354,6 +368,12 @@ fn why_a_unit_is_not_taken_in_yet_is_said() {
     // Once it is in, it has to be given what it lacks: at one byte a second.
     world.slow.clear();
     world.units.get_mut(&name("unit-00")).unwrap().forget();
+    world.run_for(500);
+    let kept_out = report(&mut world, &add("unit-00", None), false);
+    assert!(
+        kept_out.steps[1].starts_with("that waits: unit-00 "),
+        "{kept_out:?}"
+    );
     world.run_for(30_000);
     assert_eq!(active(&mut world)[0], ["unit-01", "unit-00"]);
     let joining = report(&mut world, &add("unit-00", None), false);

@@ -104,7 +104,11 @@ impl Unit {
                 after,
                 below,
             } => self.collect(epoch, after, below)?,
-            UnitRequest::Open { layout, starts } => self.open(layout, &starts)?,
+            UnitRequest::Open {
+                layout,
+                persisted,
+                starts,
+            } => self.open(layout, persisted, &starts)?,
             UnitRequest::Settled { epoch, below } => {
                 self.served(epoch)?;
                 self.mark = self.mark.max(below);
@@ -212,6 +216,7 @@ impl Unit {
     fn open(
         &mut self,
         layout: Layout,
+        persisted: Epoch,
         starts: &[(Epoch, Position)],
     ) -> Result<UnitResponse, Refusal> {
         if self.serves() == layout.epoch {
@@ -224,6 +229,10 @@ impl Unit {
         let foreign = self.cluster.is_some_and(|c| c != layout.cluster);
         if foreign || layout.find_unit(self.id).is_none() {
             let why = "not this unit".into();
+            return Err(Refusal::Identity { why });
+        }
+        if persisted > self.persisted {
+            let why = "lost its past since".into();
             return Err(Refusal::Identity { why });
         }
         let starts: BTreeMap<_, _> = starts.iter().copied().collect();

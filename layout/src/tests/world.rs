@@ -84,6 +84,8 @@ pub(super) struct World {
     /// They hear, and cannot be heard.
     pub(super) mute: Vec<ServerName>,
     pub(super) dies: BTreeMap<ServerName, Dies>,
+    /// Milliseconds that the store takes longer.
+    pub(super) slow_store: u64,
     /// Milliseconds that a message takes longer, to and from a server.
     pub(super) slow: BTreeMap<ServerName, u64>,
     /// One request or reply in so many is lost; 0 = none.
@@ -128,6 +130,7 @@ impl World {
             deaf: Vec::new(),
             mute: Vec::new(),
             dies: BTreeMap::new(),
+            slow_store: 0,
             slow: BTreeMap::new(),
             loss: 0,
             leads: true,
@@ -422,7 +425,7 @@ impl World {
                     continue;
                 }
                 LayoutEffect::Store { id, change } => {
-                    let delay = 100 + self.dice.below(2_000);
+                    let delay = 100 + self.dice.below(2_000) + self.slow_store * 1_000;
                     self.push(delay, Event::Store(run, id, change));
                 }
                 LayoutEffect::Send {

@@ -194,6 +194,7 @@ impl Trace {
         let opened = self.rig.send(
             UnitRequest::Open {
                 layout: layout(epoch, start, 1, 1, 0, 0),
+                persisted: Epoch::NONE,
                 starts: self.model.starts.clone(),
             },
             Bytes::new(),
@@ -458,6 +459,7 @@ fn an_epoch_that_a_restarted_unit_reports_survives_a_loss_of_power() {
         rig.seal(2);
         let open = |epoch| UnitRequest::Open {
             layout: layout(epoch, 1, 1, 1, 0, 0),
+            persisted: Epoch::NONE,
             starts: vec![(Epoch(epoch), Position(1))],
         };
         rig.send(open(2), Bytes::new());

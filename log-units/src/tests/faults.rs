@@ -571,6 +571,7 @@ fn making_the_directory_may_be_interrupted_anywhere() {
                 rig.send(
                     UnitRequest::Open {
                         layout: layout(1, 0, 1, 1, 0, 0),
+                        persisted: Epoch::NONE,
                         starts: vec![],
                     },
                     Bytes::new(),

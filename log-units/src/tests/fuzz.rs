@@ -214,6 +214,7 @@ fn request(draw: &mut Draw) -> (UnitRequest, Bytes) {
             layout.segments[0].start = Position(draw.below(2));
             UnitRequest::Open {
                 layout,
+                persisted: Epoch(draw.below(3)),
                 starts: vec![(epoch, to)],
             }
         }

@@ -701,6 +701,29 @@ fn what_becomes_durable_while_the_disk_is_read_is_not_passed_over() {
     assert!(stopped > 50);
 }
 
+/// Rule 28: between the seal and the opening its directory was exchanged for an older one.
+#[test]
+fn a_unit_that_has_less_than_it_had_does_not_enter() {
+    let mut rig = Rig::open(1);
+    let mut open = |epoch, persisted| {
+        let persisted = Epoch(persisted);
+        rig.ask(UnitRequest::Open {
+            layout: layout(epoch, 0, 1, 1, 0, 0),
+            persisted,
+            starts: vec![(Epoch(epoch), Position::ZERO)],
+        })
+    };
+    let Response::Refused(Refusal::Identity { why }) = open(5, 4) else {
+        panic!("it entered");
+    };
+    let words = "unit-1a confirmed epoch 4 and comes with the state of epoch 1";
+    assert!(why.starts_with(words), "{why}");
+    for (epoch, persisted) in [(5, 1), (6, 5), (7, 0)] {
+        let done = open(epoch, persisted);
+        assert_eq!(done, Response::Unit(UnitResponse::Done), "{epoch}");
+    }
+}
+
 #[test]
 fn answers_are_bounded() {
     let mut layout = layout(1, 0, 1, 1, 0, 0);

@@ -135,7 +135,12 @@ impl Rig {
         layout: Layout,
         starts: Vec<(Epoch, Position)>,
     ) -> Response {
-        self.ask(UnitRequest::Open { layout, starts })
+        let persisted = Epoch::NONE;
+        self.ask(UnitRequest::Open {
+            layout,
+            persisted,
+            starts,
+        })
     }
 
     /// Opens an epoch of a log on this unit alone; each epoch before it had its start at 0.

@@ -48,7 +48,11 @@ fn speed() {
         turn(&mut unit, &mut replies);
         let layout = layout(1, 0, 1, 1, 0, 0);
         let starts = vec![];
-        let open = milonga_protocol::messages::UnitRequest::Open { layout, starts };
+        let open = milonga_protocol::messages::UnitRequest::Open {
+            layout,
+            persisted: milonga_protocol::Epoch::NONE,
+            starts,
+        };
         unit.handle(Time::default(), CallId(0), open, Bytes::new());
         turn(&mut unit, &mut replies);
         let requests: Vec<_> = (0..ENTRIES / items)

@@ -198,7 +198,12 @@ impl Server {
             limits: Limits::default(),
         };
         let starts = vec![(epoch, start)];
-        self.ask(1_000, UnitRequest::Open { layout, starts }, Bytes::new());
+        let open = UnitRequest::Open {
+            layout,
+            persisted: Epoch::NONE,
+            starts,
+        };
+        self.ask(1_000, open, Bytes::new());
         let opened = self.answer(1_000);
         assert_eq!(opened, Response::Unit(UnitResponse::Done));
     }

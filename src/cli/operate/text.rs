@@ -163,7 +163,7 @@ mod tests {
             start: Position(start),
             origin,
         };
-        let origin = Origin::new(1_893_456_009, "unit-1a was restarted".into());
+        let origin = Origin::new(1_893_456_009, "unit-1a was restarted".into(), "");
         [report(9, 0, None), report(10, 1_234, Some(origin))]
     }
 

@@ -89,6 +89,7 @@ impl Machine {
         let (response, _) = self.ask(
             UnitRequest::Open {
                 layout: layout(epoch, start),
+                persisted: Epoch::NONE,
                 starts,
             },
             Bytes::new(),

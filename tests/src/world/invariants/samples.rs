@@ -210,6 +210,7 @@ pub(super) fn refused(server: &str, epoch: u64) -> Exchange {
 pub(super) fn open(server: &str, epoch: u64) -> Exchange {
     let request = UnitRequest::Open {
         layout: layout(epoch),
+        persisted: Epoch::NONE,
         starts: Vec::new(),
     };
     let done = Response::Unit(UnitResponse::Done);

@@ -25,7 +25,7 @@ fn parts(bytes: &'static [u8]) -> (Prefix, Message) {
 
 /// Version 2 changed the sequencer's bootstrap and the seal's report, version 3 brought repairs, version 4 units that join,
 /// version 5 layouts of several members, and marks that clients tell, version 6 how slow servers are, and leases, version 7
-/// when and why an epoch began: older peers are told so.
+/// when and why an epoch began, version 8 what a unit had persisted when it was sealed: older peers are told so.
 #[test]
 fn older_frames_are_refused_by_their_version() {
     for (version, golden) in [
@@ -41,6 +41,8 @@ fn older_frames_are_refused_by_their_version() {
         (5, &include_bytes!("../../../golden/handshake-v5.bin")[..]),
         (6, &include_bytes!("../../../golden/frame-v6.bin")[..]),
         (6, &include_bytes!("../../../golden/handshake-v6.bin")[..]),
+        (7, &include_bytes!("../../../golden/frame-v7.bin")[..]),
+        (7, &include_bytes!("../../../golden/handshake-v7.bin")[..]),
     ] {
         let prefix = golden.first_chunk::<PREFIX_BYTES>().expect("a prefix");
         let error = Prefix::read(prefix).unwrap_err();
@@ -49,8 +51,8 @@ fn older_frames_are_refused_by_their_version() {
 }
 
 #[test]
-fn a_frame_of_version_7() {
-    let golden = include_bytes!("../../../golden/frame-v7.bin");
+fn a_frame_of_version_8() {
+    let golden = include_bytes!("../../../golden/frame-v8.bin");
     let request = Request::Unit(UnitRequest::Read {
         epoch: Epoch(7),
         settled: Position(1_000),
@@ -70,10 +72,10 @@ fn a_frame_of_version_7() {
 }
 
 #[test]
-fn a_handshake_of_version_7() {
-    let golden = include_bytes!("../../../golden/handshake-v7.bin");
+fn a_handshake_of_version_8() {
+    let golden = include_bytes!("../../../golden/handshake-v8.bin");
     let handshake = Handshake {
-        version: 7,
+        version: 8,
         cluster: Some(ClusterId(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff)),
         name: "unit-1a".into(),
         incarnation: Incarnation(42),
