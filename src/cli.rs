@@ -16,9 +16,12 @@ use std::ffi::OsString;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Arg, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, value_parser};
 use milonga_node::EmbeddedNode;
+use milonga_protocol::SharedEnv;
+use milonga_transport::TokioEnv;
 
 use crate::{ClientConfig, Milonga};
 use output::Failure;
@@ -279,6 +282,9 @@ impl Target {
     }
 }
 
+/// So long an interrupted command waits for a cluster.
+const GOODBYE: Duration = Duration::from_secs(2);
+
 /// Opens the log in a directory.
 async fn open_directory(dir: &Path, access: Access) -> Result<Milonga, Failure> {
     // What is a file, or holds other things, is refused with better words when it is opened.
@@ -301,12 +307,21 @@ async fn with(
         Place::Dir(dir) => open_directory(&dir, access).await?,
         Place::Config(file) => Milonga::connect(ClientConfig::read(file)?).await?,
     };
-    let result = tokio::select! {
+    let (result, told) = tokio::select! {
         biased;
-        result = work(&milonga) => result,
-        signal = serve::told_to_stop() => signal.and(stopped),
+        result = work(&milonga) => (result, false),
+        signal = serve::told_to_stop() => (signal.and(stopped), true),
     };
-    let closed = milonga.close().await;
+    let env: SharedEnv = TokioEnv::try_new()?;
+    // Whoever interrupts does not want to wait for servers that do not answer.
+    let closed = match target.place()? {
+        Place::Config(_) if told => tokio::select! {
+            biased;
+            closed = milonga.close() => closed,
+            () = env.sleep(GOODBYE) => Ok(()),
+        },
+        _ => milonga.close().await,
+    };
     result?;
     Ok(closed?)
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use milonga_protocol::messages::{CallId, Hello, LayoutRequest, LayoutResponse, Refusal, Response};
 use milonga_protocol::settle::{SendId, SendOutcome};
 use milonga_protocol::{
-    ClusterId, Epoch, Layout, Position, Published, ServerName, Time, UnitIndex,
+    ClusterId, Epoch, Layout, Position, Published, ServerName, Time, UnitId, UnitIndex,
 };
 
 use crate::change::Strangers;
@@ -60,6 +60,10 @@ pub struct LayoutCore {
     pub(crate) took: Took,
     /// Runs that the current epoch was opened with.
     pub(crate) runs: Runs,
+    /// The last run of each unit that an epoch was opened with, and that nothing spoke against then.
+    pub(crate) entered: Runs,
+    /// The newest epoch that each unit of the layout said it had persisted when it was sealed.
+    pub(crate) confirmed: BTreeMap<UnitId, Epoch>,
     pub(crate) patience: Patience,
     pub(crate) slowness: Slowness,
     pub(crate) leases: Leases,
@@ -152,6 +156,8 @@ impl LayoutCore {
             phase_since: now,
             took: Took::default(),
             runs: Runs::new(),
+            entered: Runs::new(),
+            confirmed: BTreeMap::new(),
             patience: Patience::default(),
             slowness: Slowness::default(),
             leases,
@@ -624,6 +630,7 @@ impl LayoutCore {
         let same_run = self.runs.get(name) == Some(&hello.incarnation);
         if hello.unit.is_some_and(|unit| unit.serving == epoch) {
             self.runs.insert(name.clone(), hello.incarnation);
+            self.entered.insert(name.clone(), hello.incarnation);
             self.not_serving.remove(name);
             return None;
         }

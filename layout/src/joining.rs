@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use milonga_protocol::{Epoch, Position, ServerName, Time, UnitId, UnitIndex};
+use milonga_protocol::{Epoch, Incarnation, Position, ServerName, Time, UnitId, UnitIndex};
 
 use crate::algebra;
 use crate::core::LayoutCore;
@@ -22,8 +22,8 @@ const TRUSTED_AFTER: Duration = Duration::from_secs(300);
 pub(crate) struct Joining {
     /// They forgot what they do not surely know, and write nothing before they are opened.
     ready: BTreeMap<ServerName, Ready>,
-    /// They are being asked to, since when.
-    asked: BTreeMap<ServerName, Time>,
+    /// They are being asked to, since when, in the run that was heard then.
+    asked: BTreeMap<ServerName, (Time, Incarnation)>,
     /// Chains that want more replicas, each since when.
     vacant_since: BTreeMap<u16, Time>,
     given_up: BTreeMap<ServerName, GivenUp>,
@@ -33,6 +33,8 @@ pub(crate) struct Joining {
 #[derive(Clone, Copy, Debug)]
 struct Ready {
     id: UnitId,
+    /// The run that was asked: another one may come with an older directory, from before it forgot anything.
+    run: Incarnation,
     /// The chain that wants it.
     chain: u16,
     /// It kept what lies below, at most.
@@ -84,7 +86,7 @@ impl LayoutCore {
     }
 
     /// A layout was committed: who is in it, and who was given up.
-    pub(crate) fn entered(&mut self, before: &Runs) {
+    pub(crate) fn look_at_members(&mut self, before: &Runs) {
         for unit in self.members() {
             let name = self.unit_name(unit).clone();
             self.joining.ready.remove(&name);
@@ -94,6 +96,9 @@ impl LayoutCore {
             tracing::warn!(unit = %name, "goes on without it");
             self.joining.give_up(name, self.now);
         }
+        let layout = self.history.current();
+        let listed = |unit: &UnitId| layout.is_some_and(|layout| layout.find_unit(*unit).is_some());
+        self.confirmed.retain(|unit, _| listed(unit));
         self.copied.clear();
         self.mended.clear();
     }
@@ -144,14 +149,17 @@ impl LayoutCore {
 
     /// Whether it has forgotten what it does not surely know, and is still the same.
     fn is_ready(&self, name: &ServerName) -> bool {
-        let Some(ready) = self.joining.ready.get(name) else {
-            return false;
-        };
-        let unit = self.heard.fresh(self.now, name).and_then(|h| h.unit);
+        self.ready(name).is_some() && self.is_fit(name) && !self.is_restless(name)
+    }
+
+    /// What `name` answered when it was asked to forget, if it is the same run, and nothing that it kept was given up since.
+    fn ready(&self, name: &ServerName) -> Option<Ready> {
+        let ready = *self.joining.ready.get(name)?;
+        let hello = self.heard.fresh(self.now, name)?;
+        let same_unit = hello.unit.is_some_and(|unit| unit.id == ready.id);
+        let same = same_unit && hello.incarnation == ready.run;
         let below = self.history.given_up_from(self.trimmed);
-        let same = unit.is_some_and(|unit| unit.id == ready.id);
-        let fit = self.is_fit(name) && !self.is_restless(name);
-        same && fit && ready.kept_below <= below
+        (same && ready.kept_below <= below).then_some(ready)
     }
 
     /// Whether it can serve, and would not be in everybody's way.
@@ -197,7 +205,8 @@ impl LayoutCore {
 
     /// Asks the next candidate to forget what it does not surely know. One that does not answer lets others go first.
     fn invite(&mut self) {
-        let late = |(_, since): &(&ServerName, &Time)| since.after(ANSWERS_WITHIN) <= self.now;
+        let late =
+            |(_, (since, _)): &(&ServerName, &(Time, _))| since.after(ANSWERS_WITHIN) <= self.now;
         let silent = self.joining.asked.iter().filter(late);
         for name in silent.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
             self.joining.asked.remove(&name);
@@ -207,28 +216,28 @@ impl LayoutCore {
             return;
         };
         let name = name.clone();
-        let unit = self.heard.last(&name).and_then(|hello| hello.unit);
-        let below = self.history.given_up_from(self.trimmed);
-        if let Some(ready) = self.joining.ready.get_mut(&name)
-            && unit.is_some_and(|unit| unit.id == ready.id)
-            && ready.kept_below <= below
-        {
-            ready.chain = chain;
+        if let Some(ready) = self.ready(&name) {
+            let ready = Ready { chain, ..ready };
+            self.joining.ready.insert(name.clone(), ready);
             return self.gather(format!("{name} can take a place in a chain"));
         }
-        if !self.joining.asked.contains_key(&name) {
-            self.joining.asked.insert(name.clone(), self.now);
+        if let Some(run) = self.heard.run(&name)
+            && !self.joining.asked.contains_key(&name)
+        {
+            self.joining.asked.insert(name.clone(), (self.now, run));
+            let below = self.history.given_up_from(self.trimmed);
             self.send(Errand::Rejoin(name, below), 0);
         }
     }
 
     /// It has, and kept at most what lies below the position.
     pub(crate) fn can_join(&mut self, name: ServerName, kept_below: Position) {
-        self.joining.asked.remove(&name);
+        let asked = self.joining.asked.remove(&name);
         let unit = self.heard.last(&name).and_then(|hello| hello.unit);
-        if let Some(unit) = unit {
+        if let (Some((_, run)), Some(unit)) = (asked, unit) {
             let ready = Ready {
                 id: unit.id,
+                run,
                 chain: self.home(&name).unwrap_or_default(),
                 kept_below,
             };
@@ -244,19 +253,18 @@ impl LayoutCore {
         };
         let mut places: Vec<_> = algebra::vacancies(layout).collect();
         let mut joins = self.chain_to_join();
-        // Something may have been given up since they were asked.
-        let given_up = self.history.given_up_from(self.trimmed);
-        for (name, ready) in &self.joining.ready {
+        for name in self.joining.ready.keys() {
             if self.next_chain().is_some_and(|c| c.contains(name)) {
                 continue;
             }
-            let (id, chain) = (ready.id, ready.chain);
-            let unit = self.heard.fresh(self.now, name).and_then(|h| h.unit);
-            let there = unit.is_some_and(|unit| unit.id == id) && self.is_fit(name);
+            let Some(Ready { id, chain, .. }) = self.ready(name).filter(|_| self.is_fit(name))
+            else {
+                continue;
+            };
             let inside = members.iter().any(|unit| self.unit_name(*unit) == name);
             let succession = self.history.policy().succession(layout, name);
             let calm = self.is_calm_enough(name, succession.unwrap_or(chain));
-            if !there || inside || !calm || ready.kept_below > given_up {
+            if inside || !calm {
                 continue;
             }
             if let Some(chain) = succession {
@@ -345,7 +353,7 @@ impl LayoutCore {
     pub(crate) fn care_at(&self) -> Option<Time> {
         let invite = self.candidate().map(|(name, _, at)| {
             let asked = self.joining.asked.get(name);
-            asked.map_or(at, |since| since.after(ANSWERS_WITHIN))
+            asked.map_or(at, |(since, _)| since.after(ANSWERS_WITHIN))
         });
         let times = [invite, self.copy_at()].into_iter().flatten();
         times.min().filter(|_| !self.settled.is_broken())
@@ -415,7 +423,7 @@ impl LayoutCore {
     /// That it was given up lately, and is kept out for a while.
     pub(crate) fn penance_words(&self, name: &ServerName) -> Option<String> {
         let at = self.joining.trusted_at(name);
-        let wait = at.since(self.now).as_secs();
+        let wait = at.since(self.now).as_secs_f64().ceil();
         (at > self.now).then(|| format!("was given up lately, may come back in {wait} s"))
     }
 }

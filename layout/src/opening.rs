@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use milonga_protocol::limits::STREAM_TAILS_PER_PAGE;
 use milonga_protocol::messages::{
-    Bootstrap, Refusal, Request, Response, SequencerRequest, SequencerResponse, UnitRequest,
+    Bootstrap, Hello, Refusal, Request, Response, SequencerRequest, SequencerResponse, UnitRequest,
     UnitResponse,
 };
 use milonga_protocol::{Layout, Position, ServerName, UnitIndex};
@@ -45,16 +45,16 @@ impl LayoutCore {
             self.units = layout.units.iter().map(|unit| unit.name.clone()).collect();
         }
         let members = self.members();
-        // What was said while the store worked was not looked at: whoever came back meanwhile without its past has not entered.
-        let run = |unit: &UnitIndex| {
-            let name = self.unit_name(*unit);
-            let hello = self.heard.last(name)?;
-            let fits = self.objection(hello).is_none();
-            fits.then(|| (name.clone(), hello.incarnation))
-        };
-        let runs = members.iter().filter_map(run).collect();
+        let hellos = members.iter();
+        let hellos = hellos.filter_map(|unit| self.heard.last(self.unit_name(*unit)));
+        let run = |hello: &Hello| (hello.name.clone(), hello.incarnation);
+        let runs = hellos.clone().map(run).collect();
+        // What was said while the store worked was not looked at: whoever came back meanwhile without its past does not enter.
+        let fit = hellos.filter(|hello| self.objection(hello).is_none());
+        let fit: Vec<_> = fit.map(run).collect();
+        self.entered.extend(fit);
         let before = std::mem::replace(&mut self.runs, runs);
-        self.entered(&before);
+        self.look_at_members(&before);
         self.lost = rest.lost;
         self.trimmed = rest.trimmed;
         self.phase = Phase::Open(Opening {
@@ -108,6 +108,7 @@ impl LayoutCore {
         if new {
             // It has sealed itself and entered nothing yet: the open that it gets is its first.
             self.runs.insert(name.clone(), hello.incarnation);
+            self.entered.insert(name.clone(), hello.incarnation);
             for (errand, tries) in self.courier.hurry() {
                 self.send(errand, tries);
             }

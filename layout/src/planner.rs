@@ -68,6 +68,13 @@ fn new_unit(layout: &Layout, name: &ServerName, unit: &UnitHello) -> Option<Stri
         .then(|| format!("{name} holds data of another cluster; start it with an empty directory"))
 }
 
+/// That a unit confirmed epoch `had` and comes back with `has`.
+pub(crate) fn has_less(name: &ServerName, had: Epoch, has: Epoch) -> String {
+    format!(
+        "{name} has lost its past: it confirmed epoch {had} and comes back with epoch {has} (a restored backup?); give it back its newest directory, or start it with an empty one and `milonga cluster add-unit {name}`"
+    )
+}
+
 fn at_genesis(name: &ServerName, unit: &UnitHello) -> Option<String> {
     if unit.empty && unit.cluster.is_none() {
         return None;
@@ -85,10 +92,7 @@ fn at_genesis(name: &ServerName, unit: &UnitHello) -> Option<String> {
 fn lost_past(history: &History, name: &ServerName, unit: &UnitHello) -> Option<String> {
     let opened = history.opened(unit.id).unwrap_or_default();
     if unit.persisted < opened {
-        return Some(format!(
-            "{name} has lost its past: it confirmed epoch {opened} and comes back with epoch {} (a restored backup?); give it back its newest directory, or start it with an empty one and `milonga cluster add-unit {name}`",
-            unit.persisted
-        ));
+        return Some(has_less(name, opened, unit.persisted));
     }
     let known = history.epoch();
     if unit.persisted > known {

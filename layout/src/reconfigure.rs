@@ -344,6 +344,11 @@ impl LayoutCore {
             }
             (Errand::Seal(unit), Response::Unit(UnitResponse::Sealed(report))) => {
                 if let Phase::Seal(sealing) = &mut self.phase {
+                    if let Some(layout) = self.history.current() {
+                        let id = layout.unit(*unit).id;
+                        let confirmed = self.confirmed.entry(id).or_default();
+                        *confirmed = report.epoch.max(*confirmed);
+                    }
                     sealing.reports.insert(*unit, report);
                 }
                 self.all_sealed();
@@ -399,6 +404,10 @@ fn outcome(before: &Layout, after: &Layout) -> String {
     }
     if !come.is_empty() {
         words.push_str(&format!("; takes in {come}"));
+    }
+    let chains = |layout: &Layout| layout.segments.last().map_or(0, |last| last.chains.len());
+    if chains(after) > chains(before) {
+        words.push_str(&format!("; there are {} chains now", chains(after)));
     }
     if before.sequencer.name != after.sequencer.name {
         words.push_str(&format!("; {} is the sequencer", after.sequencer.name));

@@ -133,13 +133,16 @@ impl LayoutCore {
 
     // ----------------------------------------------------------------------------------------------- units
 
-    /// What speaks against the unit that says `hello`. Who entered this epoch has not become somebody else; its hello may be
+    /// What speaks against the unit that says `hello`. Who entered an epoch has not become somebody else since; its hello may be
     /// older than that, where it cannot be heard yet, but hears.
     pub(crate) fn objection(&self, hello: &Hello) -> Option<String> {
-        let entered = self.runs.get(&hello.name) == Some(&hello.incarnation);
+        let entered = self.entered.get(&hello.name) == Some(&hello.incarnation);
         let counts = !entered || plants::active(Plant::OldHelloCounts);
         let unit = hello.unit.filter(|_| counts)?;
-        planner::objection(&self.history, &hello.name, &unit)
+        let had = self.confirmed.get(&unit.id).copied();
+        let less = had.filter(|had| unit.persisted < *had);
+        let less = less.map(|had| planner::has_less(&hello.name, had, unit.persisted));
+        planner::objection(&self.history, &hello.name, &unit).or(less)
     }
 
     /// Why the unit `name` cannot take part now, though it may say hello.
@@ -148,9 +151,10 @@ impl LayoutCore {
         let Some((hello, unit)) = hello.and_then(|hello| Some((hello, hello.unit?))) else {
             return Some("says nothing".into());
         };
-        let objection = self.objection(hello);
-        if objection.is_some() {
-            return objection;
+        if let Some(objection) = self.objection(hello) {
+            // Whoever says why names it before.
+            let words = objection.strip_prefix(&format!("{name} "));
+            return Some(words.map_or_else(|| objection.clone(), str::to_owned));
         }
         if unit.poisoned {
             return Some("its disk failed; restart it, or replace the disk".into());

@@ -480,6 +480,53 @@ fn a_backup_that_is_restored_while_a_layout_is_recorded_is_refused() {
     assert_eq!(world.units[&unit].persisted, backup, "it was let in");
 }
 
+/// It had confirmed an epoch that nobody else did: the seal's report is all that tells.
+#[test]
+fn a_backup_of_before_an_epoch_that_was_never_recorded_is_refused() {
+    let mut world = single(64);
+    world.restart(&name("unit-00"));
+    world.heal_and_check();
+    let unit = name("unit-10");
+    world.slow_store = 20;
+    world.restart(&name("unit-00"));
+    while !state(&mut world).starts_with("recording the layout") {
+        world.run_for(1);
+    }
+    world.down = vec![name(SEQUENCER)];
+    world.run_for(50);
+    assert_eq!(world.units[&unit].persisted, Epoch(3));
+    assert_eq!(
+        world.store.history().opened(world.units[&unit].id),
+        Some(Epoch(2))
+    );
+    world.down.clear();
+    world.restart(&name(SEQUENCER));
+    while !state(&mut world).starts_with("recording the layout of epoch 4") {
+        world.run_for(1);
+    }
+    world.units.get_mut(&unit).unwrap().persisted = Epoch(2);
+    world.restart(&unit);
+    world.run_for(5_000);
+    let words = state(&mut world);
+    let lost = "unit-10 has lost its past: it confirmed epoch 3 and comes back with epoch 2";
+    assert!(words.contains(lost), "{words}");
+    assert_eq!(world.units[&unit].persisted, Epoch(2), "it entered");
+}
+
+#[test]
+fn who_leaves_before_it_was_heard_in_its_last_epoch_has_lost_nothing() {
+    let mut world = opened(66);
+    world.mute = vec![name("unit-01")];
+    world.restart(&name(SEQUENCER));
+    world.run_for(200);
+    assert_eq!(world.units[&name("unit-01")].persisted, Epoch(2));
+    world.run_for(2_000);
+    let out = world.core().facts()["out"].clone();
+    assert_eq!(out, "unit-01: says nothing any more");
+    world.mute.clear();
+    world.heal_and_check();
+}
+
 /// It is reached before it is heard, so only it can know.
 #[test]
 fn a_backup_that_cannot_be_heard_yet_does_not_enter() {
@@ -533,7 +580,7 @@ fn who_is_refused_is_gone_for_a_chain_that_can_do_without() {
         assert_eq!(epoch(&world), 2);
         let out = world.core().facts()["out"].clone();
         assert!(
-            out.contains("unit-10 came with an empty directory"),
+            out.starts_with("unit-10: came with an empty directory"),
             "{out}"
         );
         (0..30).for_each(|_| world.append());

@@ -36,7 +36,7 @@ impl Failure {
     }
 
     pub(super) fn interrupted() -> Self {
-        Self::failed("interrupted")
+        Self::failed("interrupted; what was asked for may have happened, or not")
     }
 
     /// Standard output cannot be written.

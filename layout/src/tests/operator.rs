@@ -344,6 +344,26 @@ fn a_unit_that_finds_no_place_is_told_when_it_gets_one() {
     assert_eq!(active(&mut world)[1], ["unit-10", "unit-x"]);
 }
 
+/// A unit forgot what it does not surely know, waits for another one, and comes back as it was before.
+#[test]
+fn who_was_restarted_since_it_forgot_is_asked_to_forget_again() {
+    let mut world = world(175);
+    let change = more(&["unit-x", "unit-y"]);
+    let unit = name("unit-x");
+    let before = world.units[&unit].clone();
+    world.deaf = vec![name("unit-y")];
+    report(&mut world, &change, false);
+    world.run_for(2_000);
+    assert_eq!(world.units[&unit].rejoined, 1);
+    world.units.insert(unit.clone(), before);
+    world.restart(&unit);
+    world.run_for(2_000);
+    world.deaf.clear();
+    done(&mut world, &change);
+    assert_eq!(world.units[&unit].rejoined, 1, "that one forgot nothing");
+    world.settle_and_check();
+}
+
 #[test]
 fn why_a_unit_is_not_taken_in_yet_is_said() {
     let mut world = world(174);

@@ -134,7 +134,7 @@ fn a_unit_that_is_refused_again_and_again_is_left_out() {
     assert_eq!(active(&mut world), [["unit-01"]]);
     let out = fact(&mut world, "out");
     assert!(
-        out.starts_with("unit-00: unit-00 came with an empty directory")
+        out.starts_with("unit-00: came with an empty directory")
             && out.contains(", and starts again and again"),
         "{out}"
     );

@@ -16,7 +16,7 @@ use milonga_protocol::{
 /// Small, so that there are several pages.
 const TAILS_PER_PAGE: usize = 2;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Unit {
     pub(super) id: UnitId,
     pub(super) cluster: Option<ClusterId>,
@@ -30,6 +30,8 @@ pub(super) struct Unit {
     /// Forgotten by a restart.
     sealed_for: Epoch,
     serving: Option<Layout>,
+    /// So often it was asked to forget what it does not surely know.
+    pub(super) rejoined: usize,
     /// It gives no entry to who reads: its disk is full, and some of it cannot be read.
     pub(super) withholds: bool,
     /// So often it did.
@@ -54,6 +56,7 @@ impl Unit {
             mark: Position::ZERO,
             sealed_for: Epoch::NONE,
             serving: None,
+            rejoined: 0,
             withholds: false,
             withheld: 0,
             poisoned: false,
@@ -258,6 +261,7 @@ impl Unit {
             return Err(Refusal::Sealed { epoch });
         }
         self.sealed_for = epoch;
+        self.rejoined += 1;
         let mark = self.mark.min(below);
         self.cells.retain(|position, _| *position < mark);
         self.lost.retain(|position| *position < mark);

@@ -29,8 +29,8 @@ pub(super) fn describe(report: &ChangeReport, plan: &ChangeReport, dry_run: bool
     let mut text = String::new();
     text.push_str(match report.stage {
         ChangeStage::Planned => "this would be done (nothing was changed):\n",
-        ChangeStage::UnderWay => "this is under way already, by an earlier command:\n",
-        ChangeStage::Done if dry_run => "nothing is to be done:\n",
+        ChangeStage::UnderWay => "this is under way already:\n",
+        ChangeStage::Done if dry_run => "nothing is to be done; it is so already\n",
         ChangeStage::Done => "",
     });
     for step in &plan.steps {
