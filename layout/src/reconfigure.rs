@@ -410,7 +410,7 @@ fn outcome(before: &Layout, after: &Layout) -> String {
         words.push_str(&format!("; there are {} chains now", chains(after)));
     }
     if before.sequencer.name != after.sequencer.name {
-        words.push_str(&format!("; {} is the sequencer", after.sequencer.name));
+        words.push_str(&format!("; {} takes over", after.sequencer.name));
     }
     words
 }

@@ -255,10 +255,10 @@ async fn segments(cluster: &Cluster) -> Vec<Value> {
 async fn says_why_epochs_began(cluster: &Cluster) {
     let wanted = [
         "the cluster is new",
-        "sequencer-2 is to be the sequencer",
-        "unit-x can take a place in a chain",
+        "sequencer-2 is to be the sequencer; sequencer-2 takes over",
+        "unit-x can take a place in a chain; takes in unit-x, unit-y; there are 2 chains now",
         "unit-z has got everything",
-        "unit-1b is to leave",
+        "unit-1b is to leave; goes on without unit-1b",
         "the layout server was started",
     ];
     let give_up = Instant::now() + Duration::from_secs(10);
