@@ -221,7 +221,7 @@ fn up_means_that_all_of_it_is_up() {
     refused(
         &cluster.script(&["up"]),
         1,
-        "unit-1a came with an empty directory",
+        "unit-1a: came with an empty directory",
     );
 }
 
