@@ -303,24 +303,29 @@ async fn with(
     stopped: Result<(), Failure>,
     work: impl AsyncFnOnce(&Milonga) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let milonga = match target.place()? {
-        Place::Dir(dir) => open_directory(&dir, access).await?,
-        Place::Config(file) => Milonga::connect(ClientConfig::read(file)?).await?,
+    let (milonga, goodbye) = match target.place()? {
+        Place::Dir(dir) => (open_directory(&dir, access).await?, None),
+        // Whoever interrupts does not want to wait for servers that do not answer.
+        Place::Config(file) => {
+            let milonga = Milonga::connect(ClientConfig::read(file)?).await?;
+            (milonga, Some(GOODBYE))
+        }
     };
     let (result, told) = tokio::select! {
         biased;
         result = work(&milonga) => (result, false),
         signal = serve::told_to_stop() => (signal.and(stopped), true),
     };
-    let env: SharedEnv = TokioEnv::try_new()?;
-    // Whoever interrupts does not want to wait for servers that do not answer.
-    let closed = match target.place()? {
-        Place::Config(_) if told => tokio::select! {
-            biased;
-            closed = milonga.close() => closed,
-            () = env.sleep(GOODBYE) => Ok(()),
-        },
-        _ => milonga.close().await,
+    let closed = match goodbye.filter(|_| told) {
+        Some(goodbye) => {
+            let env: SharedEnv = TokioEnv::try_new()?;
+            tokio::select! {
+                biased;
+                closed = milonga.close() => closed,
+                () = env.sleep(goodbye) => Ok(()),
+            }
+        }
+        None => milonga.close().await,
     };
     result?;
     Ok(closed?)

@@ -392,7 +392,7 @@ cert = "seq.pem"
 key = "seq.key"
 [sequencer]
 [unit]
-segment_bytes = 2097152
+segment_bytes = 8388608
 [layout]
 chains = [["unit-1a", "unit-1b"], ["unit-2a", "unit-2b"]]
 sequencer = "sequencer-1"

@@ -26,11 +26,15 @@ pub(crate) fn can_do_without(layout: &Layout, gone: &BTreeSet<UnitIndex>) -> boo
     })
 }
 
+/// The chains of what is appended now.
+pub(crate) fn active_chains(layout: &Layout) -> &[Vec<UnitIndex>] {
+    layout.segments.last().map_or(&[][..], |last| &last.chains)
+}
+
 /// Chains of the active segment that want more replicas, each with how many.
 pub(crate) fn vacancies(layout: &Layout) -> impl Iterator<Item = (u16, usize)> {
     let wanted = usize::from(layout.redundancy.replicas);
-    let chains = layout.segments.last().map_or(&[][..], |s| &s.chains);
-    let chains = (0..).zip(chains);
+    let chains = (0..).zip(active_chains(layout));
     chains.filter_map(move |(index, chain)| {
         let missing = wanted.saturating_sub(chain.len());
         (missing > 0).then_some((index, missing))

@@ -15,8 +15,10 @@ use milonga_protocol::{ClusterId, Layout, ServerName, Time, UnitIndex};
 use crate::algebra;
 use crate::core::LayoutCore;
 use crate::history::StoreChange;
+use crate::plan;
 use crate::planner;
 use crate::policy::{self, Added, MOST_CHAINS, MOST_UNITS, Policy};
+use crate::words::list;
 
 /// Most unknown units that are remembered.
 const MOST_STRANGERS: usize = 64;
@@ -230,7 +232,7 @@ impl LayoutCore {
     }
 
     fn judge_add(&self, layout: &Layout, name: &ServerName, chain: Option<u16>) -> Judged {
-        let active = active(layout);
+        let active = algebra::active_chains(layout);
         if let Some(chain) = chain.filter(|chain| usize::from(*chain) >= active.len()) {
             return Err(format!(
                 "there is no chain {}; there are {}",
@@ -437,7 +439,7 @@ impl LayoutCore {
         if units.iter().collect::<BTreeSet<_>>().len() < units.len() {
             return Err("one unit is named twice".into());
         }
-        let home = u16::try_from(active(layout).len()).ok();
+        let home = u16::try_from(algebra::active_chains(layout).len()).ok();
         for name in units {
             if let Some(at) = policy::active_chain(layout, name) {
                 return Err(format!("{name} is in chain {} already", u32::from(at) + 1));
@@ -469,7 +471,7 @@ impl LayoutCore {
             joins: Vec::new(),
             leaves: Vec::new(),
             sequencer: layout.sequencer.name.clone(),
-            chains: names(layout),
+            chains: plan::chains_of(layout),
             copying: self.copies(),
         };
         match change {
@@ -608,19 +610,6 @@ fn is_being_given(name: &ServerName) -> String {
     format!("{name} is being given what its chain holds")
 }
 
-/// The chains of what is appended now.
-fn active(layout: &Layout) -> &[Vec<UnitIndex>] {
-    layout.segments.last().map_or(&[][..], |last| &last.chains)
-}
-
-fn names(layout: &Layout) -> Vec<Vec<ServerName>> {
-    let name = |unit: &UnitIndex| layout.unit(*unit).name.clone();
-    let chains = active(layout).iter();
-    chains
-        .map(|chain| chain.iter().map(name).collect())
-        .collect()
-}
-
 /// Whether the chain lacks a replica.
 fn vacant(layout: &Layout, chain: u16) -> bool {
     algebra::vacancies(layout).any(|(vacant, _)| vacant == chain)
@@ -630,9 +619,4 @@ fn vacant(layout: &Layout, chain: u16) -> bool {
 fn is_joining(layout: &Layout, name: &ServerName) -> bool {
     let unit = policy::member(layout, name);
     algebra::joining(layout).any(|joining| Some(joining) == unit)
-}
-
-fn list(names: &[ServerName]) -> String {
-    let names: Vec<_> = names.iter().map(ServerName::as_str).collect();
-    names.join(", ")
 }

@@ -177,26 +177,21 @@ impl Copying {
         self.nowhere_before = self.nowhere.take();
     }
 
-    /// The replicas that may have `position`, and are not known to have lost it; who is asked first comes first.
-    fn sources(
+    /// Who is asked for `position`: the tail, which has the least to do; who refused comes last, and who lost it is not asked.
+    fn source(
         &self,
         layout: &Layout,
         position: Position,
         lost_by: &[UnitIndex],
-    ) -> Vec<UnitIndex> {
-        // The tail has the least to do.
+    ) -> Option<UnitIndex> {
         let chain = layout.chain(position).iter().rev().copied();
-        let may = |unit: &UnitIndex| *unit != self.target && !lost_by.contains(unit);
-        let mut sources: Vec<_> = chain.filter(may).collect();
-        sources.sort_by_key(|unit| self.refused.iter().position(|refused| refused == unit));
-        sources
+        let may = chain.filter(|unit| *unit != self.target && !lost_by.contains(unit));
+        may.min_by_key(|unit| self.refused.iter().position(|refused| refused == unit))
     }
 
-    /// The replica that is asked for a batch.
-    fn source(&self, layout: &Layout, batch: &Batch) -> Option<UnitIndex> {
+    fn source_of(&self, layout: &Layout, batch: &Batch) -> Option<UnitIndex> {
         let first = *batch.positions.first()?;
-        let sources = self.sources(layout, first, &batch.lost_by);
-        sources.first().copied()
+        self.source(layout, first, &batch.lost_by)
     }
 
     /// Takes what the unit lacks.
@@ -209,7 +204,7 @@ impl Copying {
         }
         self.lacked += positions.len();
         positions.retain(|position| {
-            let nobody = self.sources(layout, *position, &[]).is_empty();
+            let nobody = self.source(layout, *position, &[]).is_none();
             if nobody {
                 self.nowhere = self.nowhere.or(Some(*position));
             }
@@ -263,7 +258,7 @@ impl Copying {
         let mut lost_by = batch.lost_by.clone();
         lost_by.extend(batch.source);
         let missing = Batch::of(missing, lost_by);
-        if self.source(layout, &missing).is_some() {
+        if self.source_of(layout, &missing).is_some() {
             self.put_back(missing);
         } else {
             self.nowhere = self.nowhere.or_else(|| missing.positions.first().copied());
@@ -411,54 +406,55 @@ impl LayoutCore {
         let (Some(layout), Some(copying)) = (self.history.current(), &mut self.copying) else {
             return;
         };
-        if let Some(Step::Read(batch)) = copying.steps.get(&step) {
-            let source = copying.source(layout, batch);
-            if let Some(Step::Read(batch)) = copying.steps.get_mut(&step) {
-                batch.source = source;
-            }
+        let Some(mut taken) = copying.steps.remove(&step) else {
+            return;
+        };
+        if let Step::Read(batch) = &mut taken {
+            batch.source = copying.source_of(layout, batch);
         }
+        copying.steps.insert(step, taken);
     }
 
     /// Who is asked to do a step; nobody if it is under way no more.
     pub(crate) fn whom_to_copy(&self, step: StepId) -> Option<ServerName> {
-        self.copy_request(step).map(|(name, _, _)| name)
+        let copying = self.copying.as_ref()?;
+        let unit = match copying.steps.get(&step)? {
+            Step::Read(batch) => batch.source?,
+            Step::Trim(_) | Step::Ask | Step::Write(..) => copying.target,
+        };
+        Some(self.unit_name(unit).clone())
     }
 
     pub(crate) fn copy_request(&self, step: StepId) -> Option<(ServerName, Request, Bytes)> {
         let copying = self.copying.as_ref()?;
-        let epoch = self.history.epoch();
-        let (unit, request, body) = match copying.steps.get(&step)? {
-            Step::Trim(below) => {
-                let below = *below;
-                (
-                    copying.target,
-                    UnitRequest::Trim { epoch, below },
-                    Bytes::new(),
-                )
-            }
-            Step::Ask => {
-                let (from, limit) = (copying.from, ASKED);
-                let request = UnitRequest::Lacking { epoch, from, limit };
-                (copying.target, request, Bytes::new())
-            }
-            Step::Read(batch) => {
-                let request = UnitRequest::Read {
-                    epoch,
-                    settled: Position::ZERO,
-                    positions: batch.positions.clone(),
-                };
-                (batch.source?, request, Bytes::new())
-            }
+        let (epoch, settled) = (self.history.epoch(), Position::ZERO);
+        let mut raw = Bytes::new();
+        let request = match copying.steps.get(&step)? {
+            Step::Trim(below) => UnitRequest::Trim {
+                epoch,
+                below: *below,
+            },
+            Step::Ask => UnitRequest::Lacking {
+                epoch,
+                from: copying.from,
+                limit: ASKED,
+            },
+            Step::Read(batch) => UnitRequest::Read {
+                epoch,
+                settled,
+                positions: batch.positions.clone(),
+            },
             Step::Write(items, body) => {
-                let request = UnitRequest::Repair {
+                raw = body.clone();
+                let items = items.clone();
+                UnitRequest::Repair {
                     epoch,
-                    settled: Position::ZERO,
-                    items: items.clone(),
-                };
-                (copying.target, request, body.clone())
+                    settled,
+                    items,
+                }
             }
         };
-        Some((self.unit_name(unit).clone(), Request::Unit(request), body))
+        Some((self.whom_to_copy(step)?, Request::Unit(request), raw))
     }
 
     /// Takes an answer; an error, in words, has the step repeated.

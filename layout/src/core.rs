@@ -7,7 +7,7 @@ use std::time::Duration;
 use milonga_protocol::messages::{CallId, Hello, LayoutRequest, LayoutResponse, Refusal, Response};
 use milonga_protocol::settle::{SendId, SendOutcome};
 use milonga_protocol::{
-    ClusterId, Epoch, Layout, Position, Published, ServerName, Time, UnitId, UnitIndex,
+    ClusterId, Epoch, Incarnation, Layout, Position, Published, ServerName, Time, UnitId, UnitIndex,
 };
 
 use crate::change::Strangers;
@@ -618,6 +618,12 @@ impl LayoutCore {
         }
     }
 
+    /// This run of the unit `name` is in the current epoch.
+    pub(crate) fn takes_part(&mut self, name: &ServerName, run: Incarnation) {
+        self.runs.insert(name.clone(), run);
+        self.entered.insert(name.clone(), run);
+    }
+
     /// Whether what `name` says ends the current epoch, and why.
     pub(crate) fn over(&mut self, name: &ServerName) -> Option<String> {
         let epoch = self.history.epoch();
@@ -629,8 +635,8 @@ impl LayoutCore {
         self.member(name)?;
         let same_run = self.runs.get(name) == Some(&hello.incarnation);
         if hello.unit.is_some_and(|unit| unit.serving == epoch) {
-            self.runs.insert(name.clone(), hello.incarnation);
-            self.entered.insert(name.clone(), hello.incarnation);
+            let run = hello.incarnation;
+            self.takes_part(name, run);
             self.not_serving.remove(name);
             return None;
         }

@@ -22,11 +22,18 @@ const TRUSTED_AFTER: Duration = Duration::from_secs(300);
 pub(crate) struct Joining {
     /// They forgot what they do not surely know, and write nothing before they are opened.
     ready: BTreeMap<ServerName, Ready>,
-    /// They are being asked to, since when, in the run that was heard then.
-    asked: BTreeMap<ServerName, (Time, Incarnation)>,
+    /// They are being asked to.
+    asked: BTreeMap<ServerName, Asked>,
     /// Chains that want more replicas, each since when.
     vacant_since: BTreeMap<u16, Time>,
     given_up: BTreeMap<ServerName, GivenUp>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    since: Time,
+    /// The run that was heard then.
+    run: Incarnation,
 }
 
 /// A unit that can join.
@@ -86,7 +93,7 @@ impl LayoutCore {
     }
 
     /// A layout was committed: who is in it, and who was given up.
-    pub(crate) fn look_at_members(&mut self, before: &Runs) {
+    pub(crate) fn note_members(&mut self, before: &Runs) {
         for unit in self.members() {
             let name = self.unit_name(unit).clone();
             self.joining.ready.remove(&name);
@@ -141,7 +148,7 @@ impl LayoutCore {
                 return Some((at, false, chain, name));
             }
             let of_next = self.next_chain().is_some_and(|c| c.contains(name));
-            let more = layout.segments.last().map_or(0, |last| last.chains.len());
+            let more = algebra::active_chains(layout).len();
             let more = u16::try_from(more).ok()?;
             (of_next && !(waits && self.is_ready(name))).then_some((at, false, more, name))
         })
@@ -206,7 +213,7 @@ impl LayoutCore {
     /// Asks the next candidate to forget what it does not surely know. One that does not answer lets others go first.
     fn invite(&mut self) {
         let late =
-            |(_, (since, _)): &(&ServerName, &(Time, _))| since.after(ANSWERS_WITHIN) <= self.now;
+            |(_, asked): &(&ServerName, &Asked)| asked.since.after(ANSWERS_WITHIN) <= self.now;
         let silent = self.joining.asked.iter().filter(late);
         for name in silent.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
             self.joining.asked.remove(&name);
@@ -224,7 +231,10 @@ impl LayoutCore {
         if let Some(run) = self.heard.run(&name)
             && !self.joining.asked.contains_key(&name)
         {
-            self.joining.asked.insert(name.clone(), (self.now, run));
+            let since = self.now;
+            self.joining
+                .asked
+                .insert(name.clone(), Asked { since, run });
             let below = self.history.given_up_from(self.trimmed);
             self.send(Errand::Rejoin(name, below), 0);
         }
@@ -234,7 +244,7 @@ impl LayoutCore {
     pub(crate) fn can_join(&mut self, name: ServerName, kept_below: Position) {
         let asked = self.joining.asked.remove(&name);
         let unit = self.heard.last(&name).and_then(|hello| hello.unit);
-        if let (Some((_, run)), Some(unit)) = (asked, unit) {
+        if let (Some(Asked { run, .. }), Some(unit)) = (asked, unit) {
             let ready = Ready {
                 id: unit.id,
                 run,
@@ -290,7 +300,7 @@ impl LayoutCore {
         let (Some(chain), Some(layout)) = (self.next_chain(), self.history.current()) else {
             return Vec::new();
         };
-        let more = layout.segments.last().map_or(0, |last| last.chains.len());
+        let more = algebra::active_chains(layout).len();
         let join = |name: &ServerName| {
             let ready = self.joining.ready.get(name)?;
             let outside = self.is_ready(name) && self.member(name).is_none();
@@ -353,7 +363,7 @@ impl LayoutCore {
     pub(crate) fn care_at(&self) -> Option<Time> {
         let invite = self.candidate().map(|(name, _, at)| {
             let asked = self.joining.asked.get(name);
-            asked.map_or(at, |(since, _)| since.after(ANSWERS_WITHIN))
+            asked.map_or(at, |asked| asked.since.after(ANSWERS_WITHIN))
         });
         let times = [invite, self.copy_at()].into_iter().flatten();
         times.min().filter(|_| !self.settled.is_broken())

@@ -54,7 +54,7 @@ impl LayoutCore {
         let fit: Vec<_> = fit.map(run).collect();
         self.entered.extend(fit);
         let before = std::mem::replace(&mut self.runs, runs);
-        self.look_at_members(&before);
+        self.note_members(&before);
         self.lost = rest.lost;
         self.trimmed = rest.trimmed;
         self.phase = Phase::Open(Opening {
@@ -107,8 +107,8 @@ impl LayoutCore {
         }
         if new {
             // It has sealed itself and entered nothing yet: the open that it gets is its first.
-            self.runs.insert(name.clone(), hello.incarnation);
-            self.entered.insert(name.clone(), hello.incarnation);
+            let run = hello.incarnation;
+            self.takes_part(name, run);
             for (errand, tries) in self.courier.hurry() {
                 self.send(errand, tries);
             }

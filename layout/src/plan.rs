@@ -7,6 +7,7 @@ use milonga_protocol::limits::{DEFAULT_LEASE_MS, LONGEST_LEASE_MS};
 use milonga_protocol::messages::Lease;
 use milonga_protocol::{Layout, Limits, ServerName, UnitIndex};
 
+use crate::algebra;
 use crate::policy::Policy;
 
 /// The default of [`ClusterPlan::spare_after`].
@@ -233,10 +234,9 @@ impl ClusterPlan {
     }
 }
 
-/// The chains of the active segment, by name.
-fn chains_of(layout: &Layout) -> Vec<Vec<ServerName>> {
-    let last = layout.segments.last();
-    let chains = last.map_or(&[][..], |segment| &segment.chains);
+/// The chains of what is appended now, by name.
+pub(crate) fn chains_of(layout: &Layout) -> Vec<Vec<ServerName>> {
+    let chains = algebra::active_chains(layout);
     let name = |unit: &UnitIndex| layout.unit(*unit).name.clone();
     chains
         .iter()

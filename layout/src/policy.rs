@@ -7,6 +7,8 @@ use milonga_protocol::limits::UNITS_PER_NEW_CHAIN;
 use milonga_protocol::{Layout, ServerName, UnitId, UnitIndex};
 use serde::{Deserialize, Serialize};
 
+use crate::algebra;
+
 /// Most units that are remembered as added, and as removed.
 pub(crate) const MOST_UNITS: usize = 4_096;
 /// Most chains that are added by command.
@@ -63,7 +65,7 @@ impl Policy {
 
     /// The chain that is to come behind those of `layout`, of which the configuration made so many.
     pub(crate) fn next_chain(&self, configured: usize, layout: &Layout) -> Option<&[ServerName]> {
-        let chains = layout.segments.last().map_or(0, |last| last.chains.len());
+        let chains = algebra::active_chains(layout).len();
         let next = chains.checked_sub(configured)?;
         self.chains.get(next).map(Vec::as_slice)
     }

@@ -1,6 +1,6 @@
 //! Up to the commit: gather, intend, seal, collect (rules 15 and 16). Nothing here changes an entry.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,7 +11,7 @@ use milonga_protocol::messages::{
     UnitRequest, UnitResponse,
 };
 use milonga_protocol::plants::{self, Plant};
-use milonga_protocol::{Incarnation, Layout, ServerName, Time, UnitIndex};
+use milonga_protocol::{Incarnation, ServerName, Time, UnitIndex};
 
 use crate::core::LayoutCore;
 use crate::heard::Heard;
@@ -19,6 +19,7 @@ use crate::history::StoreChange;
 use crate::phase::{AfterCommit, Collecting, Errand, Phase, Sealing};
 use crate::planner::{self, Observations};
 use crate::tails::Tails;
+use crate::words::outcome;
 
 /// What starts together shares one reconfiguration: so long nothing new must have been heard.
 const QUIET: Duration = Duration::from_millis(50);
@@ -240,10 +241,8 @@ impl LayoutCore {
         let parent = self.history.epoch();
         self.took.sealed(self.now);
         self.phase = Phase::Commit(rest);
-        let outcome = self
-            .history
-            .current()
-            .map(|before| outcome(before, &layout));
+        let before = self.history.current();
+        let outcome = before.map(|before| outcome(before, &layout));
         let origin = self.origin.take().map(|(cause, since)| {
             let began = self.wall_clock.saturating_sub(self.now.since(since));
             Origin::new(began.as_secs(), cause, &outcome.unwrap_or_default())
@@ -381,36 +380,4 @@ impl LayoutCore {
             self.sequencer_sealed(&SequencerRef { name, incarnation });
         }
     }
-}
-
-/// What `after` changes of `before`, in words that follow the cause: who was noticed first need not be who leaves.
-fn outcome(before: &Layout, after: &Layout) -> String {
-    let names = |layout: &Layout| -> BTreeSet<ServerName> {
-        let members = layout.members().into_iter();
-        members.map(|unit| layout.unit(unit).name.clone()).collect()
-    };
-    let (old, new) = (names(before), names(after));
-    let list = |names: Vec<&ServerName>| {
-        let names: Vec<_> = names.into_iter().map(ServerName::as_str).collect();
-        names.join(", ")
-    };
-    let mut words = String::new();
-    let (gone, come) = (
-        list(old.difference(&new).collect()),
-        list(new.difference(&old).collect()),
-    );
-    if !gone.is_empty() {
-        words.push_str(&format!("; goes on without {gone}"));
-    }
-    if !come.is_empty() {
-        words.push_str(&format!("; takes in {come}"));
-    }
-    let chains = |layout: &Layout| layout.segments.last().map_or(0, |last| last.chains.len());
-    if chains(after) > chains(before) {
-        words.push_str(&format!("; there are {} chains now", chains(after)));
-    }
-    if before.sequencer.name != after.sequencer.name {
-        words.push_str(&format!("; {} takes over", after.sequencer.name));
-    }
-    words
 }

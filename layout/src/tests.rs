@@ -4,6 +4,7 @@ mod copying;
 mod leases;
 mod operator;
 mod origins;
+mod refused;
 mod restless;
 mod resuming;
 mod slowness;
@@ -41,6 +42,16 @@ fn single(seed: u64) -> World {
     world
 }
 
+/// One chain, which keeps `least` replicas, whatever happens.
+fn needy(seed: u64, replicas: usize, least: u16) -> World {
+    let mut world = World::new(seed, 1, replicas);
+    world.plan = world.plan.with_min_replicas(least);
+    world.start_core();
+    world.run_for(1_000);
+    assert!(world.is_served(), "{:?}", world.core().facts());
+    world
+}
+
 fn name(name: &str) -> ServerName {
     name.into()
 }
@@ -51,6 +62,17 @@ fn epoch(world: &World) -> u64 {
 
 fn state(world: &mut World) -> String {
     world.core().facts()["state"].clone()
+}
+
+/// Until the layout server does what begins with these words.
+fn until(world: &mut World, words: &str) {
+    for _ in 0..10_000 {
+        if state(world).starts_with(words) {
+            return;
+        }
+        world.run_for(1);
+    }
+    panic!("{words} is not to be seen: {}", state(world));
 }
 
 #[test]
@@ -284,10 +306,7 @@ fn who_comes_back_takes_over_from_who_goes_while_sealing() {
 
 #[test]
 fn a_chain_keeps_as_many_replicas_as_the_policy_says() {
-    let mut world = World::new(43, 1, 3);
-    world.plan = world.plan.with_min_replicas(2);
-    world.start_core();
-    world.run_for(1_000);
+    let mut world = needy(43, 3, 2);
     world.down = vec![name("unit-00")];
     world.run_for(2_000);
     assert_eq!(epoch(&world), 2);
@@ -393,267 +412,6 @@ fn an_embedded_log_opens_without_waiting() {
     world.run_for(30);
     assert!(world.is_served(), "{}", state(&mut world));
     world.heal_and_check();
-}
-
-// ------------------------------------------------------------------------------------------------ refusals
-
-/// Starts `world` anew and expects that nothing begins, with these words.
-fn stuck(world: &mut World, words: &[&str]) {
-    let (before, units) = (epoch(world), world.units.len());
-    world.crash_core();
-    world.start_core();
-    let effects = world.effects;
-    world.run_for(3_000);
-    assert_eq!(epoch(world), before);
-    assert_eq!(world.effects, effects, "something was sent");
-    assert_eq!(world.units.len(), units);
-    let state = state(world);
-    for word in words {
-        assert!(state.contains(word), "{word:?} is missing in: {state}");
-    }
-}
-
-#[test]
-fn data_without_a_history_is_refused() {
-    let mut world = opened(10);
-    world.store = crate::LayoutStore::memory();
-    stuck(
-        &mut world,
-        &["unit-00 holds data of cluster", "restore the history"],
-    );
-}
-
-#[test]
-fn an_emptied_directory_is_refused() {
-    let mut world = single(11);
-    let lost = world.units.insert(name("unit-10"), Unit::new(99)).unwrap();
-    stuck(&mut world, &["unit-10 came with an empty directory"]);
-    // Also without a restart of the layout server; and all is well once the directory is back.
-    world.units.insert(name("unit-10"), lost);
-    world.heal_and_check();
-    let before = epoch(&world);
-    let lost = world.units.insert(name("unit-10"), Unit::new(98)).unwrap();
-    world.restart(&name("unit-10"));
-    world.run_for(3_000);
-    assert!(state(&mut world).contains("unit-10 came with an empty directory"));
-    assert_eq!(epoch(&world), before);
-    world.units.insert(name("unit-10"), lost);
-    world.restart(&name("unit-10"));
-    world.heal_and_check();
-}
-
-#[test]
-fn a_restored_backup_is_refused() {
-    let mut world = single(12);
-    world.restart(&name("unit-00"));
-    world.heal_and_check();
-    world.units.get_mut(&name("unit-10")).unwrap().persisted = Epoch(1);
-    stuck(
-        &mut world,
-        &["unit-10 has lost its past: it confirmed epoch 2"],
-    );
-    world.units.get_mut(&name("unit-10")).unwrap().persisted = Epoch(5);
-    stuck(
-        &mut world,
-        &["unit-10 has served epoch 5, but the history ends with epoch 2"],
-    );
-}
-
-/// Nobody looks at what is said while a layout is being recorded: it counts all the same.
-#[test]
-fn a_backup_that_is_restored_while_a_layout_is_recorded_is_refused() {
-    let mut world = single(61);
-    world.restart(&name("unit-00"));
-    world.heal_and_check();
-    let unit = name("unit-10");
-    let backup = Epoch(1);
-    world.slow_store = 20;
-    world.restart(&name(SEQUENCER));
-    while !state(&mut world).starts_with("recording the layout") {
-        world.run_for(1);
-    }
-    world.units.get_mut(&unit).unwrap().persisted = backup;
-    world.restart(&unit);
-    world.run_for(3_000);
-    let words = state(&mut world);
-    assert!(words.contains("unit-10 has lost its past"), "{words}");
-    assert_eq!(world.units[&unit].persisted, backup, "it was let in");
-}
-
-/// It had confirmed an epoch that nobody else did: the seal's report is all that tells.
-#[test]
-fn a_backup_of_before_an_epoch_that_was_never_recorded_is_refused() {
-    let mut world = single(64);
-    world.restart(&name("unit-00"));
-    world.heal_and_check();
-    let unit = name("unit-10");
-    world.slow_store = 20;
-    world.restart(&name("unit-00"));
-    while !state(&mut world).starts_with("recording the layout") {
-        world.run_for(1);
-    }
-    world.down = vec![name(SEQUENCER)];
-    world.run_for(50);
-    assert_eq!(world.units[&unit].persisted, Epoch(3));
-    assert_eq!(
-        world.store.history().opened(world.units[&unit].id),
-        Some(Epoch(2))
-    );
-    world.down.clear();
-    world.restart(&name(SEQUENCER));
-    while !state(&mut world).starts_with("recording the layout of epoch 4") {
-        world.run_for(1);
-    }
-    world.units.get_mut(&unit).unwrap().persisted = Epoch(2);
-    world.restart(&unit);
-    world.run_for(5_000);
-    let words = state(&mut world);
-    let lost = "unit-10 has lost its past: it confirmed epoch 3 and comes back with epoch 2";
-    assert!(words.contains(lost), "{words}");
-    assert_eq!(world.units[&unit].persisted, Epoch(2), "it entered");
-}
-
-#[test]
-fn who_leaves_before_it_was_heard_in_its_last_epoch_has_lost_nothing() {
-    let mut world = opened(66);
-    world.mute = vec![name("unit-01")];
-    world.restart(&name(SEQUENCER));
-    world.run_for(200);
-    assert_eq!(world.units[&name("unit-01")].persisted, Epoch(2));
-    world.run_for(2_000);
-    let out = world.core().facts()["out"].clone();
-    assert_eq!(out, "unit-01: says nothing any more");
-    world.mute.clear();
-    world.heal_and_check();
-}
-
-/// It is reached before it is heard, so only it can know.
-#[test]
-fn a_backup_that_cannot_be_heard_yet_does_not_enter() {
-    let mut world = single(62);
-    world.restart(&name("unit-00"));
-    world.heal_and_check();
-    let unit = name("unit-10");
-    world.slow_store = 20;
-    world.restart(&name(SEQUENCER));
-    while !state(&mut world).starts_with("recording the layout") {
-        world.run_for(1);
-    }
-    world.mute = vec![unit.clone()];
-    world.units.get_mut(&unit).unwrap().persisted = Epoch(1);
-    world.restart(&unit);
-    world.run_for(300);
-    let words = state(&mut world);
-    assert!(words.contains("unit-10: "), "{words}");
-    assert_eq!(world.units[&unit].persisted, Epoch(1), "it entered");
-    world.mute.clear();
-    world.run_for(3_000);
-    let words = state(&mut world);
-    assert!(words.contains("unit-10 has lost its past"), "{words}");
-}
-
-#[test]
-fn foreign_units_are_refused() {
-    let mut world = single(13);
-    world.units.get_mut(&name("unit-10")).unwrap().cluster = Some(ClusterId(3));
-    stuck(&mut world, &["unit-10 belongs to cluster"]);
-    let mut world = single(14);
-    let a = world.units.remove(&name("unit-00")).unwrap();
-    let b = world.units.insert(name("unit-10"), a).unwrap();
-    world.units.insert(name("unit-00"), b);
-    stuck(&mut world, &["unit-00 came with the directory of unit"]);
-    let mut world = World::new(15, 1, 2);
-    for unit in world.units.values_mut() {
-        unit.id = UnitId(4);
-    }
-    stuck(&mut world, &["unit-00 and unit-01 have the same identity"]);
-}
-
-#[test]
-fn who_is_refused_is_gone_for_a_chain_that_can_do_without() {
-    for seed in 0..5 {
-        let mut world = opened(50 + seed);
-        (0..30).for_each(|_| world.append());
-        let lost = world.units.insert(name("unit-10"), Unit::new(99)).unwrap();
-        world.restart(&name("unit-10"));
-        world.run_for(2_000);
-        assert_eq!(epoch(&world), 2);
-        let out = world.core().facts()["out"].clone();
-        assert!(
-            out.starts_with("unit-10: came with an empty directory"),
-            "{out}"
-        );
-        (0..30).for_each(|_| world.append());
-        // The right directory again, though it missed an epoch.
-        world.units.insert(name("unit-10"), lost);
-        world.restart(&name("unit-10"));
-        world.heal_and_check();
-    }
-}
-
-#[test]
-fn a_unit_that_no_chain_names_is_told_so() {
-    let mut world = opened(19);
-    let now = world.now;
-    let unit = world.units[&name("unit-00")].hello();
-    let hello = Hello {
-        name: name("unit-77"),
-        address: "unit-77:1".into(),
-        incarnation: Incarnation(1),
-        unit: Some(unit),
-        sequencer: false,
-    };
-    let call = CallId(7);
-    world.core().handle(now, call, LayoutRequest::Hello(hello));
-    world.run_for(1_000);
-    let [(told, Response::Refused(Refusal::Identity { why }))] = &world.replies[..] else {
-        panic!("{:?}", world.replies);
-    };
-    assert!(
-        *told == call && why.contains("unit-77 is not a unit"),
-        "{why}"
-    );
-    world.heal_and_check();
-}
-
-#[test]
-fn a_failed_store_stops_it_with_the_reason() {
-    let mut world = opened(16);
-    let mut core = world.core.take().expect("running");
-    let mut now = world.now;
-    let report = LayoutRequest::ReportSealed { epoch: Epoch(1) };
-    core.handle(now, CallId(0), report.clone());
-    let store = loop {
-        match core.poll_effect() {
-            Some(LayoutEffect::Store { id, .. }) => break id,
-            Some(_) => {}
-            None => {
-                now = core.next_time().expect("it goes on by itself");
-                core.handle_time(now);
-            }
-        }
-    };
-    let path = "layout.redb".into();
-    let why = "no space left".into();
-    core.stored(now, store, Err(StoreError::Disk { path, why }.to_string()));
-    assert!(core.facts()["state"].contains("no space left"));
-    // What is published stays, and nothing is decided any more.
-    assert!(core.published_layout().is_some());
-    core.handle(now, CallId(0), report);
-    core.handle_time(now.after(Duration::from_secs(9)));
-    let mut effects = std::iter::from_fn(|| core.poll_effect());
-    assert!(effects.all(|effect| matches!(effect, LayoutEffect::Reply(..))));
-}
-
-#[test]
-fn a_configuration_with_other_units_is_refused() {
-    let world = opened(17);
-    let mut plan = world.plan.clone();
-    plan.units[0].pop();
-    let error =
-        crate::LayoutCore::start(plan, world.store.history(), ClusterId(1), Time::default());
-    let words = error.expect_err("other units").to_string();
-    assert!(words.contains("was made with"), "{words}");
 }
 
 // ------------------------------------------------------------------------------------------------- losses

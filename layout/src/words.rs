@@ -1,7 +1,10 @@
 //! What is going on, for people.
 
-use milonga_protocol::ServerName;
+use std::collections::BTreeSet;
 
+use milonga_protocol::{Layout, ServerName};
+
+use crate::algebra::active_chains;
 use crate::core::LayoutCore;
 use crate::phase::Phase;
 
@@ -19,12 +22,12 @@ impl LayoutCore {
                 if !sealing.sequencer {
                     silent.push(&self.sequencer);
                 }
-                format!("sealing for epoch {epoch}: waiting for {}", list(&silent))
+                format!("sealing for epoch {epoch}: waiting for {}", list(silent))
             }
             Phase::Collect(collecting) => {
                 let left = collecting.cursors.keys();
                 let left: Vec<_> = left.map(|unit| self.unit_name(*unit)).collect();
-                format!("collecting stream tails from {}", list(&left))
+                format!("collecting stream tails from {}", list(left))
             }
             Phase::Commit { .. } => format!("recording the layout of epoch {epoch}"),
             Phase::Open(opening) => {
@@ -40,7 +43,7 @@ impl LayoutCore {
                 } else {
                     "; the lease of the sequencer before has to run out"
                 };
-                format!("opening epoch {epoch}: waiting for {}{lease}", list(&left))
+                format!("opening epoch {epoch}: waiting for {}{lease}", list(left))
             }
             Phase::Record { .. } => "recording who entered the new epoch".into(),
             Phase::Settle(settling) => {
@@ -57,7 +60,7 @@ impl LayoutCore {
             Phase::Idle => "published".into(),
             Phase::Resume => {
                 let silent = self.not_resumed();
-                format!("published; taking over: waiting for {}", list(&silent))
+                format!("published; taking over: waiting for {}", list(silent))
             }
             Phase::Halted { why } => {
                 return format!("stopped, because the history cannot be recorded: {why}");
@@ -80,7 +83,7 @@ impl LayoutCore {
         if missing.is_empty() {
             return format!("a reconfiguration is about to begin, because {cause}");
         }
-        let waited_for = list(&missing);
+        let waited_for = list(missing.iter().copied());
         let mut units = missing.iter().filter(|name| self.member(name).is_some());
         if !units.any(|name| self.heard.fresh(self.now, name).is_some()) {
             return format!("waiting for {waited_for} to say hello, because {cause}");
@@ -95,7 +98,35 @@ impl LayoutCore {
     }
 }
 
-fn list(names: &[&ServerName]) -> String {
-    let names: Vec<_> = names.iter().map(|name| name.as_str()).collect();
+/// Names, with commas.
+pub(crate) fn list<'a>(names: impl IntoIterator<Item = &'a ServerName>) -> String {
+    let names: Vec<_> = names.into_iter().map(ServerName::as_str).collect();
     names.join(", ")
+}
+
+/// What `after` changes of `before`, in words that follow the cause: who was noticed first need not be who leaves.
+pub(crate) fn outcome(before: &Layout, after: &Layout) -> String {
+    let (old, new) = (names(before), names(after));
+    let gone = list(old.difference(&new).copied());
+    let come = list(new.difference(&old).copied());
+    let mut words = String::new();
+    if !gone.is_empty() {
+        words.push_str(&format!("; goes on without {gone}"));
+    }
+    if !come.is_empty() {
+        words.push_str(&format!("; takes in {come}"));
+    }
+    let chains = active_chains(after).len();
+    if chains > active_chains(before).len() {
+        words.push_str(&format!("; there are {chains} chains now"));
+    }
+    if before.sequencer.name != after.sequencer.name {
+        words.push_str(&format!("; {} takes over", after.sequencer.name));
+    }
+    words
+}
+
+fn names(layout: &Layout) -> BTreeSet<&ServerName> {
+    let members = layout.members().into_iter();
+    members.map(|unit| &layout.unit(unit).name).collect()
 }

@@ -379,14 +379,14 @@ fn a_process_is_cut_off_and_heals() {
     });
     refused(&cluster.script(&["heal", "unit-1a"]), 1, "is not cut off");
 
-    let by_itself = |tool| {
+    let cut_by = |tool| {
         let mut command = cluster.command();
         command.env("PARTITION_BY", tool);
         command.args(["partition", "unit-1b"]);
         command.output().expect("it can be run")
     };
-    refused(&by_itself("magic"), 2, "nft, iptables or socket");
-    let cut = ok(&by_itself("socket"));
+    refused(&cut_by("magic"), 2, "nft, iptables or socket");
+    let cut = ok(&cut_by("socket"));
     assert!(cut.starts_with("cut off unit-1b (by itself)"), "{cut}");
     cluster.status(|_, text| text.contains("out         unit-1b: says nothing"));
     ok(&cluster.milonga(&["map", "put", "greetings", "en", "hello"]));

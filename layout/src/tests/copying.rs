@@ -6,15 +6,12 @@ use milonga_protocol::Position;
 use milonga_protocol::messages::{CallId, LayoutRequest, LayoutResponse, Refusal, Response};
 
 use super::world::{SEQUENCER, World};
-use super::{chains, epoch, name, opened, state};
+use super::{chains, epoch, name, needy, opened, state};
 
 /// A replica whose disk gives nothing, and which cannot be spared, is no reason to ask no other one.
 #[test]
 fn what_one_replica_does_not_give_is_copied_from_another() {
-    let mut world = World::new(57, 1, 3);
-    world.plan = world.plan.clone().with_min_replicas(2);
-    world.start_core();
-    world.run_for(1_000);
+    let mut world = needy(57, 3, 2);
     while world.acked.len() < 3_000 {
         world.append();
     }
@@ -221,10 +218,7 @@ fn copying_is_slowed_down_to_its_limit() {
 /// One replica has lost something, the next one refuses: there is a third.
 #[test]
 fn what_the_last_of_three_replicas_has_is_copied() {
-    let mut world = World::new(60, 1, 4);
-    world.plan = world.plan.clone().with_min_replicas(3);
-    world.start_core();
-    world.run_for(1_000);
+    let mut world = needy(60, 4, 3);
     (0..40).for_each(|_| world.append());
     world.down = vec![name("unit-00")];
     world.run_for(1_500);

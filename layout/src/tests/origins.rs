@@ -61,9 +61,7 @@ fn sealing(seed: u64) -> World {
     let mut world = opened(seed);
     world.run_for(5_000);
     world.restart(&name("unit-00"));
-    while !state(&mut world).starts_with("sealing") {
-        world.run_for(1);
-    }
+    until(&mut world, "sealing");
     world
 }
 

@@ -4,8 +4,8 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use milonga_protocol::Time;
-use milonga_protocol::messages::CallId;
+use milonga_protocol::messages::{CallId, UnitRequest};
+use milonga_protocol::{Epoch, Time};
 
 use super::rig::*;
 use crate::{DiskDone, DiskOp, Unit, UnitConfig, UnitEffect};
@@ -48,9 +48,9 @@ fn speed() {
         turn(&mut unit, &mut replies);
         let layout = layout(1, 0, 1, 1, 0, 0);
         let starts = vec![];
-        let open = milonga_protocol::messages::UnitRequest::Open {
+        let open = UnitRequest::Open {
             layout,
-            persisted: milonga_protocol::Epoch::NONE,
+            persisted: Epoch::NONE,
             starts,
         };
         unit.handle(Time::default(), CallId(0), open, Bytes::new());

@@ -56,8 +56,8 @@ impl Redundancy {
         }
     }
 
-    /// In words.
-    pub(super) fn text(&self) -> String {
+    /// In words: as the layout has it. Of who does not serve nothing can be said, so it is full only if `all_serve`.
+    pub(super) fn text(&self, all_serve: bool) -> String {
         let (count, wanted) = (self.chains.len(), self.replicas);
         let plural = |count: usize| if count == 1 { "" } else { "s" };
         if self.full {
@@ -66,8 +66,12 @@ impl Redundancy {
                 plural(count),
                 plural(wanted)
             );
-            let none = wanted == 1;
-            return format!("{}{have}", if none { "none: " } else { "full: " });
+            let word = match wanted {
+                1 => "none: ",
+                _ if all_serve => "full: ",
+                _ => "",
+            };
+            return format!("{word}{have}");
         }
         let short = (1..).zip(&self.chains);
         let short = short.filter(|(_, chain)| chain.least < wanted);

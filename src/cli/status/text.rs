@@ -47,10 +47,8 @@ impl Status {
             let troubled = self.servers.iter().filter(|s| s.is_troubled());
             let troubled = troubled.filter(|server| server.part.is_unit);
             let troubled: Vec<_> = troubled.map(|server| server.name.as_str()).collect();
-            let mut words = redundancy.text();
+            let mut words = redundancy.text(troubled.is_empty());
             if !troubled.is_empty() {
-                // As the layout has it; of who does not serve, nothing can be said.
-                words = words.replacen("full: ", "", 1);
                 let _ = write!(words, "; NOT SERVING: {}", troubled.join(", "));
             }
             if let Some(vacant) = layout_fact(&self.servers, "vacant") {

@@ -138,10 +138,10 @@ impl<'a> World<'a> {
         }
         let mut now = Moment::default();
         let mut healed = false;
-        let end = self.plan.safety.plus(nanos(self.plan.patience));
+        let end = self.plan.safety.after(self.plan.patience);
         loop {
             let next = match healed {
-                true if now >= end => end.plus(nanos(WHOLE_WITHIN)),
+                true if now >= end => end.after(WHOLE_WITHIN),
                 true => end,
                 false => self.plan.safety,
             };
@@ -166,7 +166,7 @@ impl<'a> World<'a> {
                 return Err(self.not_live(now));
             }
             // What is lost on every replica keeps a unit out until an operator comes; nothing else does.
-            if now >= end.plus(nanos(WHOLE_WITHIN)) {
+            if now >= end.after(WHOLE_WITHIN) {
                 return Err(self.not_whole(now));
             }
         }
@@ -318,9 +318,10 @@ impl<'a> World<'a> {
         let Some((returned, _)) = &record.returned else {
             return false;
         };
-        self.plan.faults.iter().any(|fault| {
-            fault.at <= *returned && record.invoked <= fault.at.plus(nanos(fault.lasts))
-        })
+        self.plan
+            .faults
+            .iter()
+            .any(|fault| fault.at <= *returned && record.invoked <= fault.at.after(fault.lasts))
     }
 }
 
@@ -342,8 +343,4 @@ fn stuck(now: Moment, error: &RunError) -> Failure {
         invariant: invariant.to_owned(),
         what: error.to_string(),
     }
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

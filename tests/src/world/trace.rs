@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::time::Duration;
 
 /// A moment of the world: nanoseconds since it began. No process sees it: each has a clock of its own.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -16,14 +17,14 @@ impl Moment {
 
     /// This moment plus `duration`.
     #[must_use]
-    pub fn after(self, duration: std::time::Duration) -> Self {
+    pub fn after(self, duration: Duration) -> Self {
         self.plus(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX))
     }
 
     /// As seconds.
     #[must_use]
     pub fn seconds(self) -> f64 {
-        std::time::Duration::from_nanos(self.0).as_secs_f64()
+        Duration::from_nanos(self.0).as_secs_f64()
     }
 }
 

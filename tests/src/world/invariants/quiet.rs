@@ -11,7 +11,7 @@ use crate::world::trace::Moment;
 use crate::world::workload::{Invariant, Violation, WorldView};
 
 const SECOND: u64 = 1_000_000_000;
-/// So long, and suspicions that may turn out wrong meanwhile: each takes half a second of silence, and longer and longer ones.
+/// Within so long, so many suspicions may turn out wrong: each needs half a second of silence, the next ones more.
 const FEW: [(u64, usize); 2] = [(SECOND, 3), (30 * SECOND, 8)];
 /// A restart may be noticed so much later.
 const NOTICED: u64 = 2 * SECOND;

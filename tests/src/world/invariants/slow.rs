@@ -160,11 +160,7 @@ mod tests {
         for plan in plans() {
             for (server, at, disk) in plan.grays() {
                 kinds.insert((plan.shape.servers()[server].starts_with("unit-"), disk));
-                let ends = |fault: &crate::world::plan::Fault| {
-                    fault
-                        .at
-                        .plus(u64::try_from(fault.lasts.as_nanos()).unwrap_or(u64::MAX))
-                };
+                let ends = |fault: &crate::world::plan::Fault| fault.at.after(fault.lasts);
                 let others = plan.faults.iter().filter(|fault| fault.at != at);
                 assert!(others.map(ends).all(|end| end.plus(4_000_000_000) < at));
                 assert!(at.plus(WITHIN) < plan.safety);
