@@ -125,7 +125,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return Failure::failed(format!("cannot start a runtime: {error}")).report(),
     };
-    match runtime.block_on(dispatch(cli)) {
+    let result = runtime.block_on(dispatch(cli));
+    // All that has to end was waited for. To look up the name of a server may take much longer.
+    runtime.shutdown_background();
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
@@ -282,8 +285,18 @@ impl Target {
     }
 }
 
-/// So long an interrupted command waits for a cluster.
+/// So long a command that was interrupted, or failed, waits for a cluster.
 const GOODBYE: Duration = Duration::from_secs(2);
+
+/// Ends when a cluster has had its time to say goodbye, which begins now or when the process is told to stop.
+async fn goodbye(at_once: bool) -> Result<(), Failure> {
+    if !at_once {
+        serve::told_to_stop().await?;
+    }
+    let env: SharedEnv = TokioEnv::try_new()?;
+    env.sleep(GOODBYE).await;
+    Ok(())
+}
 
 /// Opens the log in a directory.
 async fn open_directory(dir: &Path, access: Access) -> Result<Milonga, Failure> {
@@ -303,29 +316,25 @@ async fn with(
     stopped: Result<(), Failure>,
     work: impl AsyncFnOnce(&Milonga) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let (milonga, goodbye) = match target.place()? {
-        Place::Dir(dir) => (open_directory(&dir, access).await?, None),
-        // Whoever interrupts does not want to wait for servers that do not answer.
-        Place::Config(file) => {
-            let milonga = Milonga::connect(ClientConfig::read(file)?).await?;
-            (milonga, Some(GOODBYE))
-        }
+    let (milonga, in_cluster) = match target.place()? {
+        Place::Dir(dir) => (open_directory(&dir, access).await?, false),
+        Place::Config(file) => (Milonga::connect(ClientConfig::read(file)?).await?, true),
     };
     let (result, told) = tokio::select! {
         biased;
         result = work(&milonga) => (result, false),
         signal = serve::told_to_stop() => (signal.and(stopped), true),
     };
-    let closed = match goodbye.filter(|_| told) {
-        Some(goodbye) => {
-            let env: SharedEnv = TokioEnv::try_new()?;
-            tokio::select! {
-                biased;
-                closed = milonga.close() => closed,
-                () = env.sleep(goodbye) => Ok(()),
-            }
+    let closed = if in_cluster {
+        // Whoever interrupts does not want to wait for servers that do not answer, nor does who was told so.
+        let at_once = told || result.is_err();
+        tokio::select! {
+            biased;
+            closed = milonga.close() => closed,
+            over = goodbye(at_once) => { over?; Ok(()) }
         }
-        None => milonga.close().await,
+    } else {
+        milonga.close().await
     };
     result?;
     Ok(closed?)

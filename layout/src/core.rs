@@ -19,7 +19,7 @@ use crate::heard::Heard;
 use crate::history::{History, StoreChange};
 use crate::joining::Joining;
 use crate::lease::Leases;
-use crate::phase::{Errand, Phase, Runs};
+use crate::phase::{Confirmed, Errand, Phase, Runs};
 use crate::plan::{ClusterPlan, PlanError};
 use crate::slowness::Slowness;
 use crate::suspicion::{ANSWERS_WITHIN, Patience};
@@ -62,8 +62,8 @@ pub struct LayoutCore {
     pub(crate) runs: Runs,
     /// The last run of each unit that an epoch was opened with, and that nothing spoke against then.
     pub(crate) entered: Runs,
-    /// The newest epoch that each unit of the layout said it had persisted when it was sealed.
-    pub(crate) confirmed: BTreeMap<UnitId, Epoch>,
+    /// What each unit of the layout said when it was sealed.
+    pub(crate) confirmed: BTreeMap<UnitId, Confirmed>,
     pub(crate) patience: Patience,
     pub(crate) slowness: Slowness,
     pub(crate) leases: Leases,

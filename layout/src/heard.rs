@@ -122,6 +122,11 @@ impl Heard {
         Some(server.at.max(self.excused))
     }
 
+    /// When `name` was heard last.
+    pub(crate) fn at(&self, name: &ServerName) -> Option<Time> {
+        self.servers.get(name).map(|server| server.at)
+    }
+
     /// When the last run of `name` was heard first.
     pub(crate) fn since(&self, name: &ServerName) -> Option<Time> {
         self.servers.get(name).map(|server| server.since)

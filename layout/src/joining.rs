@@ -22,18 +22,11 @@ const TRUSTED_AFTER: Duration = Duration::from_secs(300);
 pub(crate) struct Joining {
     /// They forgot what they do not surely know, and write nothing before they are opened.
     ready: BTreeMap<ServerName, Ready>,
-    /// They are being asked to.
-    asked: BTreeMap<ServerName, Asked>,
+    /// They are being asked to, since when.
+    asked: BTreeMap<ServerName, Time>,
     /// Chains that want more replicas, each since when.
     vacant_since: BTreeMap<u16, Time>,
     given_up: BTreeMap<ServerName, GivenUp>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Asked {
-    since: Time,
-    /// The run that was heard then.
-    run: Incarnation,
 }
 
 /// A unit that can join.
@@ -212,8 +205,7 @@ impl LayoutCore {
 
     /// Asks the next candidate to forget what it does not surely know. One that does not answer lets others go first.
     fn invite(&mut self) {
-        let late =
-            |(_, asked): &(&ServerName, &Asked)| asked.since.after(ANSWERS_WITHIN) <= self.now;
+        let late = |(_, since): &(&ServerName, &Time)| since.after(ANSWERS_WITHIN) <= self.now;
         let silent = self.joining.asked.iter().filter(late);
         for name in silent.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
             self.joining.asked.remove(&name);
@@ -231,20 +223,17 @@ impl LayoutCore {
         if let Some(run) = self.heard.run(&name)
             && !self.joining.asked.contains_key(&name)
         {
-            let since = self.now;
-            self.joining
-                .asked
-                .insert(name.clone(), Asked { since, run });
+            self.joining.asked.insert(name.clone(), self.now);
             let below = self.history.given_up_from(self.trimmed);
-            self.send(Errand::Rejoin(name, below), 0);
+            self.send(Errand::Rejoin(name, run, below), 0);
         }
     }
 
-    /// It has, and kept at most what lies below the position.
-    pub(crate) fn can_join(&mut self, name: ServerName, kept_below: Position) {
-        let asked = self.joining.asked.remove(&name);
+    /// It has, in this run, and kept at most what lies below the position.
+    pub(crate) fn can_join(&mut self, name: ServerName, run: Incarnation, kept_below: Position) {
+        self.joining.asked.remove(&name);
         let unit = self.heard.last(&name).and_then(|hello| hello.unit);
-        if let (Some(Asked { run, .. }), Some(unit)) = (asked, unit) {
+        if let Some(unit) = unit {
             let ready = Ready {
                 id: unit.id,
                 run,
@@ -363,7 +352,7 @@ impl LayoutCore {
     pub(crate) fn care_at(&self) -> Option<Time> {
         let invite = self.candidate().map(|(name, _, at)| {
             let asked = self.joining.asked.get(name);
-            asked.map_or(at, |asked| asked.since.after(ANSWERS_WITHIN))
+            asked.map_or(at, |since| since.after(ANSWERS_WITHIN))
         });
         let times = [invite, self.copy_at()].into_iter().flatten();
         times.min().filter(|_| !self.settled.is_broken())

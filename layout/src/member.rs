@@ -384,8 +384,8 @@ impl Seat {
 
 #[cfg(test)]
 mod tests {
-    use milonga_protocol::messages::Lease;
-    use milonga_protocol::{Incarnation, Limits};
+    use milonga_protocol::messages::{Lease, UnitHello};
+    use milonga_protocol::{Incarnation, Limits, UnitId};
 
     use super::*;
     use crate::history::StoreChange;
@@ -524,6 +524,41 @@ mod tests {
             replies(&mut member)[..],
             [(_, Response::Layout(LayoutResponse::Waiting { .. }))]
         ));
+    }
+
+    /// It did not reach this member, and confirmed an epoch to the leader of before.
+    #[test]
+    fn what_a_unit_said_before_a_reign_speaks_not_against_it() {
+        let mut member = member(&Arc::default());
+        let hello = |number: u64, persisted| {
+            let names = ["unit-1a", "unit-1b", "unit-2a", "unit-2b"];
+            let named = hello(names[number as usize - 1]);
+            let LayoutRequest::Hello(mut hello) = named else {
+                unreachable!();
+            };
+            hello.unit = Some(UnitHello {
+                id: UnitId(u128::from(number)),
+                cluster: Some(ClusterId(77)),
+                persisted: Epoch(persisted),
+                serving: Epoch(persisted),
+                empty: false,
+                poisoned: false,
+                damaged: false,
+                disk_micros: None,
+            });
+            LayoutRequest::Hello(hello)
+        };
+        member.handle(ms(0), CallId(1), hello(1, 0));
+        member.lead(ms(5_000), history());
+        for at in (5_000..9_000).step_by(100) {
+            for number in [2, 3, 4] {
+                member.handle(ms(at), CallId(number), hello(number, 1));
+            }
+            member.handle_time(ms(at));
+        }
+        let state = &member.facts()["state"];
+        let words = "because unit-1a says nothing any more";
+        assert!(state.contains(words), "{state}");
     }
 
     #[test]

@@ -119,15 +119,11 @@ impl LayoutCore {
         let layout = self.history.current()?;
         let (name, request) = match (errand, &self.phase) {
             (Errand::Open(unit), Phase::Open(opening)) => {
-                let persisted = opening
-                    .rest
-                    .persisted
-                    .get(unit)
-                    .copied()
-                    .unwrap_or_default();
+                let persisted = opening.rest.persisted.get(unit).copied();
+                let persisted = persisted.unwrap_or_default();
                 let request = UnitRequest::Open {
                     layout: layout.clone(),
-                    persisted,
+                    persisted: self.surely_persisted(layout.unit(*unit).id, persisted),
                     starts: self.history.starts_after(persisted),
                 };
                 (self.unit_name(*unit), Request::Unit(request))
@@ -222,7 +218,7 @@ impl LayoutCore {
             | Errand::Collect(unit)
             | Errand::Open(unit)
             | Errand::Settled(unit) => self.unit_name(*unit).clone(),
-            Errand::Rejoin(name, _) | Errand::SealHolder(name) => name.clone(),
+            Errand::Rejoin(name, ..) | Errand::SealHolder(name) => name.clone(),
             Errand::Copy(step) => return self.whom_to_copy(*step),
             Errand::SealSequencer | Errand::Bootstrap | Errand::Settle(_) => self.sequencer.clone(),
         })

@@ -62,6 +62,15 @@ pub(crate) enum Phase {
     },
 }
 
+/// What a unit said when it was sealed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Confirmed {
+    /// The newest epoch that it had persisted.
+    pub(crate) epoch: Epoch,
+    /// When it said so first.
+    pub(crate) at: Time,
+}
+
 /// Units and sequencer are being told that older epochs are over.
 #[derive(Debug)]
 pub(crate) struct Sealing {
@@ -93,7 +102,7 @@ pub(crate) struct AfterCommit {
     pub(crate) trimmed: Position,
     /// End of what some replica lost with its streams.
     pub(crate) lost: Position,
-    /// The epoch that each unit had persisted when it was sealed, or asked to join.
+    /// The epoch that each unit had persisted when it was sealed, or, of those that join, said last.
     pub(crate) persisted: BTreeMap<UnitIndex, Epoch>,
     /// Lowest position that some unit does not know to be settled.
     pub(crate) settle_from: Position,
@@ -132,8 +141,8 @@ pub(crate) enum Errand {
     /// Repeated by the settler itself.
     Settle(settle::SendId),
     Settled(UnitIndex),
-    /// Beside all phases: to a unit that is in no chain, which may keep what lies below the position.
-    Rejoin(ServerName, Position),
+    /// Beside all phases: to a unit that is in no chain, in the run that was heard, which may keep what lies below the position.
+    Rejoin(ServerName, Incarnation, Position),
     /// A step of copying.
     Copy(StepId),
 }

@@ -11,12 +11,12 @@ use milonga_protocol::messages::{
     UnitRequest, UnitResponse,
 };
 use milonga_protocol::plants::{self, Plant};
-use milonga_protocol::{Incarnation, ServerName, Time, UnitIndex};
+use milonga_protocol::{Epoch, Incarnation, ServerName, Time, UnitIndex};
 
 use crate::core::LayoutCore;
 use crate::heard::Heard;
 use crate::history::StoreChange;
-use crate::phase::{AfterCommit, Collecting, Errand, Phase, Sealing};
+use crate::phase::{AfterCommit, Collecting, Confirmed, Errand, Phase, Sealing};
 use crate::planner::{self, Observations};
 use crate::tails::Tails;
 use crate::words::outcome;
@@ -315,7 +315,7 @@ impl LayoutCore {
                 };
                 (self.unit_name(*unit), Request::Unit(request))
             }
-            (Errand::Rejoin(name, below), Phase::Idle) => {
+            (Errand::Rejoin(name, _, below), Phase::Idle) => {
                 let request = UnitRequest::Rejoin {
                     cluster: self.history.cluster()?,
                     epoch: self.history.next_epoch(),
@@ -337,17 +337,13 @@ impl LayoutCore {
     ) -> Result<(), String> {
         match (errand, response) {
             (Errand::Copy(step), response) => self.copy_answered(*step, response, body),
-            (Errand::Rejoin(name, below), Response::Unit(UnitResponse::Done)) => {
-                self.can_join(name.clone(), *below);
+            (Errand::Rejoin(name, run, below), Response::Unit(UnitResponse::Done)) => {
+                self.can_join(name.clone(), *run, *below);
                 Ok(())
             }
             (Errand::Seal(unit), Response::Unit(UnitResponse::Sealed(report))) => {
+                self.note_confirmed(*unit, report.epoch);
                 if let Phase::Seal(sealing) = &mut self.phase {
-                    if let Some(layout) = self.history.current() {
-                        let id = layout.unit(*unit).id;
-                        let confirmed = self.confirmed.entry(id).or_default();
-                        *confirmed = report.epoch.max(*confirmed);
-                    }
                     sealing.reports.insert(*unit, report);
                 }
                 self.all_sealed();
@@ -371,6 +367,18 @@ impl LayoutCore {
                 self.unit_name(*unit)
             )),
             (_, response) => self.answered_after_commit(errand, response),
+        }
+    }
+
+    /// A unit of the layout says that it has persisted `epoch`.
+    fn note_confirmed(&mut self, unit: UnitIndex, epoch: Epoch) {
+        let Some(layout) = self.history.current() else {
+            return;
+        };
+        let (id, at) = (layout.unit(unit).id, self.now);
+        let known = self.confirmed.entry(id).or_insert(Confirmed { epoch, at });
+        if known.epoch < epoch {
+            *known = Confirmed { epoch, at };
         }
     }
 

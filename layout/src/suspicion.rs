@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use milonga_protocol::messages::Hello;
 use milonga_protocol::plants::{self, Plant};
-use milonga_protocol::{ServerName, Time, UnitIndex};
+use milonga_protocol::{Epoch, ServerName, Time, UnitId, UnitIndex};
 
 use crate::algebra;
 use crate::core::LayoutCore;
@@ -133,16 +133,31 @@ impl LayoutCore {
 
     // ----------------------------------------------------------------------------------------------- units
 
-    /// What speaks against the unit that says `hello`. Who entered an epoch has not become somebody else since; its hello may be
-    /// older than that, where it cannot be heard yet, but hears.
+    /// What speaks against the unit that said `hello`, its last one. That may be older than what its run has persisted since:
+    /// where it hears but cannot be heard yet, or another leader heard it. Units look themselves, too, when they are opened.
     pub(crate) fn objection(&self, hello: &Hello) -> Option<String> {
-        let entered = self.entered.get(&hello.name) == Some(&hello.incarnation);
+        let name = &hello.name;
+        let entered = self.entered.get(name) == Some(&hello.incarnation);
         let counts = !entered || plants::active(Plant::OldHelloCounts);
-        let unit = hello.unit.filter(|_| counts)?;
-        let had = self.confirmed.get(&unit.id).copied();
-        let less = had.filter(|had| unit.persisted < *had);
-        let less = less.map(|had| planner::has_less(&hello.name, had, unit.persisted));
-        planner::objection(&self.history, &hello.name, &unit).or(less)
+        let mut unit = hello.unit.filter(|_| counts)?;
+        if self.heard.at(name) < Some(self.started) {
+            let opened = self.history.opened(unit.id).unwrap_or_default();
+            unit.persisted = unit.persisted.max(opened);
+        }
+        let confirmed = self.confirmed.get(&unit.id);
+        let before = confirmed.filter(|confirmed| self.heard.since(name) > Some(confirmed.at));
+        let had = before.map_or(Epoch::NONE, |confirmed| confirmed.epoch);
+        let less = || planner::has_less(name, had, unit.persisted);
+        let objection = planner::objection(&self.history, name, &unit);
+        objection.or_else(|| (unit.persisted < had).then(less))
+    }
+
+    /// The newest epoch that a unit is known to have persisted, which says `epoch`.
+    pub(crate) fn surely_persisted(&self, unit: UnitId, epoch: Epoch) -> Epoch {
+        let confirmed = self.confirmed.get(&unit);
+        let confirmed = confirmed.map_or(Epoch::NONE, |confirmed| confirmed.epoch);
+        let opened = self.history.opened(unit).unwrap_or_default();
+        epoch.max(confirmed).max(opened)
     }
 
     /// Why the unit `name` cannot take part now, though it may say hello.
@@ -269,7 +284,13 @@ impl LayoutCore {
     pub(crate) fn relies_on(&self, name: &ServerName) -> bool {
         let members = self.relied_on().map(|(members, ..)| members);
         let mut members = members.into_iter().flatten();
-        *name == self.sequencer || members.any(|unit| self.unit_name(unit) == name)
+        let joins = match &self.phase {
+            Phase::Collect(collecting) => &collecting.seen.joins[..],
+            _ => &[],
+        };
+        *name == self.sequencer
+            || members.any(|unit| self.unit_name(unit) == name)
+            || joins.iter().any(|join| join.name == *name)
     }
 
     /// The units that the present phase relies on, and those of them that it waits for, since when.

@@ -65,11 +65,15 @@ impl Cluster {
     }
 
     fn milonga(&self, words: &[&str]) -> Output {
+        self.call(words).output().expect("it can be run")
+    }
+
+    fn call(&self, words: &[&str]) -> Command {
         let mut command = Command::new(self.dir.path().join("milonga"));
         command
             .env("MILONGA_CONFIG", self.path("client.toml"))
             .args(words);
-        command.output().expect("it can be run")
+        command
     }
 
     fn path(&self, file: &str) -> PathBuf {
@@ -90,6 +94,24 @@ impl Cluster {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
+}
+
+/// What a command says that waits for servers, and is interrupted: not the 30 s for which it would wait for their answers.
+fn interrupted(mut command: Command) -> Output {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("it can be run");
+    std::thread::sleep(Duration::from_secs(1));
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("it runs");
+    let until = Instant::now() + Duration::from_secs(20);
+    while child.try_wait().expect("a child").is_none() {
+        if Instant::now() > until {
+            child.kill().expect("it runs");
+            panic!("it does not end");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    child.wait_with_output().expect("it has ended")
 }
 
 /// The line of one server.
@@ -353,6 +375,11 @@ fn a_chain_of_which_nobody_is_left_is_not_served() {
     refused(&status, 1, "NOT SERVING: unit-1a, unit-1b");
     refused(&status, 1, "unit-1a is paused");
     refused(&status, 1, "error: not serving: unit-1a, unit-1b");
+    refused(
+        &interrupted(cluster.call(&["log", "append", "word"])),
+        1,
+        "interrupted; ",
+    );
     ok(&cluster.script(&["resume", "unit-1a"]));
     ok(&cluster.script(&["up"]));
     cluster.status(|output, text| output.status.success() && text.contains("full: "));

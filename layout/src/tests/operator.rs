@@ -8,7 +8,7 @@ use milonga_protocol::{ClusterId, Epoch, ServerName};
 
 use super::unit::Unit;
 use super::world::{Dice, SECOND_SEQUENCER, SEQUENCER, World};
-use super::{chains, epoch, name, opened};
+use super::{chains, epoch, name, opened, until};
 
 /// Asks, and waits for the answer; `each` happens after each event.
 fn request(
@@ -361,6 +361,25 @@ fn who_was_restarted_since_it_forgot_is_asked_to_forget_again() {
     world.deaf.clear();
     done(&mut world, &change);
     assert_eq!(world.units[&unit].rejoined, 1, "that one forgot nothing");
+    world.settle_and_check();
+}
+
+/// It was chosen already, and the layout that lists it is not recorded yet.
+#[test]
+fn who_is_restarted_while_it_is_taken_in_is_asked_to_forget_again() {
+    let mut world = world(176);
+    let change = more(&["unit-x", "unit-y"]);
+    let unit = name("unit-x");
+    let before = world.units[&unit].clone();
+    report(&mut world, &change, false);
+    until(&mut world, "sealing");
+    world.slow.insert(name("unit-00"), 100);
+    until(&mut world, "collecting");
+    world.units.insert(unit.clone(), before);
+    world.restart(&unit);
+    done(&mut world, &change);
+    assert_eq!(world.units[&unit].rejoined, 1, "that one forgot nothing");
+    world.slow.clear();
     world.settle_and_check();
 }
 

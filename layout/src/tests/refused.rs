@@ -145,6 +145,22 @@ fn a_backup_that_cannot_be_heard_yet_does_not_enter() {
     assert!(words.contains("unit-10 has lost its past"), "{words}");
 }
 
+/// Its directory was exchanged before it was sealed, and the run that has the older one was never heard.
+#[test]
+fn a_backup_that_was_sealed_before_it_was_heard_does_not_enter() {
+    let (mut world, unit) = (of_epoch_2(63), name("unit-10"));
+    world.mute = vec![unit.clone()];
+    world.units.get_mut(&unit).unwrap().persisted = Epoch(1);
+    world.restart(&unit);
+    world.restart(&name(SEQUENCER));
+    until(&mut world, "opening epoch 3");
+    world.run_for(200);
+    let words = state(&mut world);
+    let refused = "unit-10: identity: lost its past since";
+    assert!(words.contains(refused), "{words}");
+    assert_eq!(world.units[&unit].persisted, Epoch(1), "it entered");
+}
+
 #[test]
 fn foreign_units_are_refused() {
     let mut world = single(13);

@@ -7,6 +7,7 @@ use milonga_protocol::messages::{
 };
 use milonga_protocol::{BackPointers, Epoch, ListEnd, Position, StreamId};
 
+use crate::world::journal::{Observed, Operation};
 use crate::world::network::{Exchange, Said, Wire};
 use crate::world::workload::{Invariant, Violation, WorldView};
 
@@ -29,12 +30,24 @@ impl Invariant for Pointers {
     }
 
     fn check(&mut self, view: &WorldView<'_>) -> Result<(), Violation> {
+        for observed in view.news {
+            // A unit may have done it and been sealed before it answered.
+            if let Observed::Invoked(id) = observed {
+                self.invoked(&view.pages.operations[id.0].operation);
+            }
+        }
         let mut exchanges = view.wire.exchanges.iter();
         exchanges.try_for_each(|exchange| self.exchange(view.wire, exchange))
     }
 }
 
 impl Pointers {
+    fn invoked(&mut self, operation: &Operation) {
+        if let Operation::Trim { below } = operation {
+            self.trimmed = self.trimmed.max(*below);
+        }
+    }
+
     fn exchange(&mut self, wire: &Wire, exchange: &Exchange) -> Result<(), Violation> {
         if let Request::Unit(UnitRequest::Trim { below, .. }) = &exchange.request {
             self.trimmed = self.trimmed.max(*below);
@@ -151,5 +164,10 @@ mod tests {
         assert!(see(list(&[3], ListEnd::Unknown)).is_err());
         assert!(see(list(&[7, 3], ListEnd::Unknown)).is_err());
         assert!(see(list(&[5], ListEnd::Beginning)).is_err());
+        // What somebody wants to be trimmed may be gone before anybody says so.
+        pointers.invoked(&Operation::Trim { below: Position(4) });
+        let list = list(&[5], ListEnd::BelowTrim);
+        let seen = granted_after(STREAM, 9, list);
+        assert_eq!(pointers.exchange(&wire, &seen), Ok(()));
     }
 }
