@@ -530,14 +530,12 @@ mod tests {
     #[test]
     fn what_a_unit_said_before_a_reign_speaks_not_against_it() {
         let mut member = member(&Arc::default());
-        let hello = |number: u64, persisted| {
-            let names = ["unit-1a", "unit-1b", "unit-2a", "unit-2b"];
-            let named = hello(names[number as usize - 1]);
-            let LayoutRequest::Hello(mut hello) = named else {
+        let hello = |(name, id): (&str, u128), persisted| {
+            let LayoutRequest::Hello(mut hello) = hello(name) else {
                 unreachable!();
             };
             hello.unit = Some(UnitHello {
-                id: UnitId(u128::from(number)),
+                id: UnitId(id),
                 cluster: Some(ClusterId(77)),
                 persisted: Epoch(persisted),
                 serving: Epoch(persisted),
@@ -548,11 +546,11 @@ mod tests {
             });
             LayoutRequest::Hello(hello)
         };
-        member.handle(ms(0), CallId(1), hello(1, 0));
+        member.handle(ms(0), CallId(1), hello(("unit-1a", 1), 0));
         member.lead(ms(5_000), history());
         for at in (5_000..9_000).step_by(100) {
-            for number in [2, 3, 4] {
-                member.handle(ms(at), CallId(number), hello(number, 1));
+            for unit in [("unit-1b", 2), ("unit-2a", 3), ("unit-2b", 4)] {
+                member.handle(ms(at), CallId(2), hello(unit, 1));
             }
             member.handle_time(ms(at));
         }
