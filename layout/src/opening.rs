@@ -50,7 +50,9 @@ impl LayoutCore {
         let run = |hello: &Hello| (hello.name.clone(), hello.incarnation);
         let runs = hellos.clone().map(run).collect();
         // What was said while the store worked was not looked at: whoever came back meanwhile without its past does not enter.
-        let fit = hellos.filter(|hello| self.objection(hello).is_none());
+        let fit = hellos.filter(|hello| {
+            self.was_heard_since_the_start(&hello.name) && self.objection(hello).is_none()
+        });
         let fit: Vec<_> = fit.map(run).collect();
         self.entered.extend(fit);
         let before = std::mem::replace(&mut self.runs, runs);
@@ -119,11 +121,15 @@ impl LayoutCore {
         let layout = self.history.current()?;
         let (name, request) = match (errand, &self.phase) {
             (Errand::Open(unit), Phase::Open(opening)) => {
-                let persisted = opening.rest.persisted.get(unit).copied();
-                let persisted = persisted.unwrap_or_default();
+                let persisted = opening
+                    .rest
+                    .persisted
+                    .get(unit)
+                    .copied()
+                    .unwrap_or_default();
                 let request = UnitRequest::Open {
                     layout: layout.clone(),
-                    persisted: self.surely_persisted(layout.unit(*unit).id, persisted),
+                    persisted,
                     starts: self.history.starts_after(persisted),
                 };
                 (self.unit_name(*unit), Request::Unit(request))

@@ -342,7 +342,7 @@ impl LayoutCore {
                 Ok(())
             }
             (Errand::Seal(unit), Response::Unit(UnitResponse::Sealed(report))) => {
-                self.note_confirmed(*unit, report.epoch);
+                self.note_confirmed(*unit, report.epoch)?;
                 if let Phase::Seal(sealing) = &mut self.phase {
                     sealing.reports.insert(*unit, report);
                 }
@@ -370,16 +370,22 @@ impl LayoutCore {
         }
     }
 
-    /// A unit of the layout says that it has persisted `epoch`.
-    fn note_confirmed(&mut self, unit: UnitIndex, epoch: Epoch) {
+    /// A unit of the layout says that it has persisted `epoch`. No epoch is made of a report by one that has lost its past, which
+    /// may not have been heard yet: the start would lie below what was acknowledged (rule 28).
+    fn note_confirmed(&mut self, unit: UnitIndex, epoch: Epoch) -> Result<(), String> {
         let Some(layout) = self.history.current() else {
-            return;
+            return Ok(());
         };
         let (id, at) = (layout.unit(unit).id, self.now);
+        let had = self.surely_persisted(id);
+        if epoch < had {
+            return Err(planner::has_less(self.unit_name(unit), had, epoch));
+        }
         let known = self.confirmed.entry(id).or_insert(Confirmed { epoch, at });
         if known.epoch < epoch {
             *known = Confirmed { epoch, at };
         }
+        Ok(())
     }
 
     /// A sequencer has answered a seal.

@@ -17,6 +17,7 @@ use crate::algebra;
 use crate::core::LayoutCore;
 use crate::phase::Phase;
 use crate::planner;
+use crate::words::unnamed;
 
 /// A server that says hello ten times a second and was silent for so long is taken for gone.
 const SILENT: Duration = Duration::from_millis(500);
@@ -140,7 +141,7 @@ impl LayoutCore {
         let entered = self.entered.get(name) == Some(&hello.incarnation);
         let counts = !entered || plants::active(Plant::OldHelloCounts);
         let mut unit = hello.unit.filter(|_| counts)?;
-        if self.heard.at(name) < Some(self.started) {
+        if !self.was_heard_since_the_start(name) {
             let opened = self.history.opened(unit.id).unwrap_or_default();
             unit.persisted = unit.persisted.max(opened);
         }
@@ -152,12 +153,16 @@ impl LayoutCore {
         objection.or_else(|| (unit.persisted < had).then(less))
     }
 
-    /// The newest epoch that a unit is known to have persisted, which says `epoch`.
-    pub(crate) fn surely_persisted(&self, unit: UnitId, epoch: Epoch) -> Epoch {
-        let confirmed = self.confirmed.get(&unit);
-        let confirmed = confirmed.map_or(Epoch::NONE, |confirmed| confirmed.epoch);
+    /// Whether the last hello of `name` came to this leader, and not to the one before.
+    pub(crate) fn was_heard_since_the_start(&self, name: &ServerName) -> bool {
+        self.heard.at(name) >= Some(self.started)
+    }
+
+    /// The newest epoch that a unit is known to have persisted.
+    pub(crate) fn surely_persisted(&self, unit: UnitId) -> Epoch {
         let opened = self.history.opened(unit).unwrap_or_default();
-        epoch.max(confirmed).max(opened)
+        let confirmed = self.confirmed.get(&unit);
+        confirmed.map_or(opened, |confirmed| confirmed.epoch.max(opened))
     }
 
     /// Why the unit `name` cannot take part now, though it may say hello.
@@ -167,9 +172,7 @@ impl LayoutCore {
             return Some("says nothing".into());
         };
         if let Some(objection) = self.objection(hello) {
-            // Whoever says why names it before.
-            let words = objection.strip_prefix(&format!("{name} "));
-            return Some(words.map_or_else(|| objection.clone(), str::to_owned));
+            return Some(unnamed(name, &objection).to_owned());
         }
         if unit.poisoned {
             return Some("its disk failed; restart it, or replace the disk".into());

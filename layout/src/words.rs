@@ -68,7 +68,7 @@ impl LayoutCore {
         };
         for (errand, why) in self.courier.troubles() {
             if let Some(name) = self.whom(errand) {
-                words.push_str(&format!("; {name}: {why}"));
+                words.push_str(&format!("; {name}: {}", unnamed(&name, why)));
             }
         }
         words
@@ -96,6 +96,13 @@ impl LayoutCore {
         let troubles = troubles.collect::<String>();
         format!("waiting for {waited_for}, because {cause}{troubles}")
     }
+}
+
+/// What is said of `name`, for somebody who has named it before.
+pub(crate) fn unnamed<'a>(name: &ServerName, words: &'a str) -> &'a str {
+    let rest = words.strip_prefix(name.as_str());
+    rest.and_then(|rest| rest.strip_prefix(' '))
+        .unwrap_or(words)
 }
 
 /// Names, with commas.

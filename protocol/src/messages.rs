@@ -247,10 +247,10 @@ pub enum UnitRequest {
     Open {
         /// The committed layout.
         layout: Layout,
-        /// The newest epoch that the unit is known to have persisted. One that has less has lost its past, and must not enter
-        /// (rule 28).
+        /// The epoch that the unit had persisted when it was sealed, as far as is known. One that has less has lost its past
+        /// since, and must not enter (rule 28).
         persisted: Epoch,
-        /// Start of every epoch after the one that it had persisted when it was sealed (voids records, rule 1).
+        /// Start of every epoch after that one (voids records, rule 1).
         starts: Vec<(Epoch, Position)>,
     },
     /// As `Confirm`, and where what is durable here ends.

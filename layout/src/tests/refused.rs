@@ -145,20 +145,57 @@ fn a_backup_that_cannot_be_heard_yet_does_not_enter() {
     assert!(words.contains("unit-10 has lost its past"), "{words}");
 }
 
+/// The directory of before, as it was before what is appended now; and that of now is put back when that was noticed.
+fn exchange(world: &mut World, unit: &ServerName) -> Unit {
+    let mut backup = world.units[unit].clone();
+    (0..20).for_each(|_| world.append());
+    backup.persisted = Epoch(1);
+    world
+        .units
+        .insert(unit.clone(), backup)
+        .expect("it is there")
+}
+
+#[track_caller]
+fn nothing_is_made_of_it(world: &mut World, unit: &ServerName, newest: Unit) {
+    until(world, "sealing for epoch 3");
+    world.run_for(200);
+    let words = state(world);
+    let lost = "unit-10: has lost its past: it confirmed epoch 2 and comes back with epoch 1";
+    assert!(words.contains(lost), "{words}");
+    assert!(!world.committed.contains_key(&Epoch(3)));
+    world.units.insert(unit.clone(), newest);
+    world.mute.clear();
+    world.restart(unit);
+    world.heal_and_check();
+}
+
 /// Its directory was exchanged before it was sealed, and the run that has the older one was never heard.
 #[test]
-fn a_backup_that_was_sealed_before_it_was_heard_does_not_enter() {
+fn no_epoch_is_made_of_what_a_backup_reports() {
     let (mut world, unit) = (of_epoch_2(63), name("unit-10"));
+    let newest = exchange(&mut world, &unit);
     world.mute = vec![unit.clone()];
-    world.units.get_mut(&unit).unwrap().persisted = Epoch(1);
     world.restart(&unit);
     world.restart(&name(SEQUENCER));
-    until(&mut world, "opening epoch 3");
-    world.run_for(200);
-    let words = state(&mut world);
-    let refused = "unit-10: identity: lost its past since";
-    assert!(words.contains(refused), "{words}");
-    assert_eq!(world.units[&unit].persisted, Epoch(1), "it entered");
+    nothing_is_made_of_it(&mut world, &unit, newest);
+}
+
+/// What it said then may have been of before: that is no reason to believe it now.
+#[test]
+fn no_epoch_is_made_of_a_backup_that_the_leader_of_before_heard() {
+    let (mut world, unit) = (of_epoch_2(65), name("unit-10"));
+    let newest = exchange(&mut world, &unit);
+    world.restart(&unit);
+    world.run_for(1_000);
+    assert!(state(&mut world).contains("unit-10 has lost its past"));
+    world.mute = vec![unit.clone()];
+    let heard = std::mem::take(&mut world.core().heard);
+    world.crash_core();
+    world.run_for(10);
+    world.start_core();
+    world.core().heard = heard;
+    nothing_is_made_of_it(&mut world, &unit, newest);
 }
 
 #[test]
