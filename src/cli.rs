@@ -286,7 +286,7 @@ impl Target {
 }
 
 /// So long a command that was interrupted, or failed, waits for a cluster.
-const GOODBYE: Duration = Duration::from_secs(2);
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Ends when a cluster has had its time to say goodbye, which begins now or when the process is told to stop.
 async fn goodbye(at_once: bool) -> Result<(), Failure> {

@@ -507,7 +507,7 @@ impl LayoutCore {
                     None => report.steps.push(self.may_join(layout, name, *chain)),
                 }
             }
-            ClusterChange::RemoveUnit { name } => self.foresee_leave(name, report),
+            ClusterChange::RemoveUnit { name } => self.foresee_leave(layout, name, report),
             ClusterChange::ReplaceUnit { old, new } => {
                 let chain = policy::active_chain(layout, old);
                 if let Some(chain) = chain.filter(|_| self.member(new).is_none()) {
@@ -515,7 +515,7 @@ impl LayoutCore {
                 } else if is_joining(layout, new) {
                     report.steps.push(is_being_given(new));
                 }
-                self.foresee_leave(old, report);
+                self.foresee_leave(layout, old, report);
             }
             ClusterChange::AddChain { units } => {
                 let count = report.chains.len() + 1;
@@ -525,6 +525,7 @@ impl LayoutCore {
                 ));
                 report.joins = units.clone();
                 report.chains.push(units.clone());
+                foresee_reduced(layout, count - 1, report);
             }
         }
     }
@@ -583,16 +584,31 @@ impl LayoutCore {
         why.or_else(restless).or_else(|| self.penance_words(name))
     }
 
-    fn foresee_leave(&self, name: &ServerName, report: &mut ChangeReport) {
+    fn foresee_leave(&self, layout: &Layout, name: &ServerName, report: &mut ChangeReport) {
         report.steps.push(if self.member(name).is_some() {
             format!("{name} leaves its chains, and is not taken in again")
         } else {
             format!("{name} is not taken in again")
         });
         report.leaves.push(name.clone());
-        for chain in &mut report.chains {
-            chain.retain(|unit| unit != name);
+        for index in 0..report.chains.len() {
+            let before = report.chains[index].len();
+            report.chains[index].retain(|unit| unit != name);
+            if report.chains[index].len() < before {
+                foresee_reduced(layout, index, report);
+            }
         }
+    }
+}
+
+/// Says so if a chain will have fewer replicas than are wanted.
+fn foresee_reduced(layout: &Layout, chain: usize, report: &mut ChangeReport) {
+    let (wanted, number) = (usize::from(layout.redundancy.replicas), chain + 1);
+    let have = report.chains.get(chain).map_or(0, Vec::len);
+    if have < wanted {
+        report.steps.push(format!(
+            "chain {number} has {have} of {wanted} replicas then, until a spare takes a place"
+        ));
     }
 }
 

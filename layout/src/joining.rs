@@ -93,7 +93,8 @@ impl LayoutCore {
         }
         let gone = before.keys().filter(|name| self.member(name).is_none());
         for name in gone.collect::<Vec<_>>() {
-            tracing::warn!(unit = %name, "goes on without it");
+            let why = self.trouble(name).unwrap_or_default();
+            tracing::warn!(unit = %name, why, "goes on without it");
             self.joining.give_up(name, self.now);
         }
         let layout = self.history.current();

@@ -71,7 +71,7 @@ fn new_unit(layout: &Layout, name: &ServerName, unit: &UnitHello) -> Option<Stri
 /// That a unit confirmed epoch `had` and comes back with `has`.
 pub(crate) fn has_less(name: &ServerName, had: Epoch, has: Epoch) -> String {
     format!(
-        "{name} has lost its past: it confirmed epoch {had} and comes back with epoch {has} (a restored backup?); give it back its newest directory, or start it with an empty one and `milonga cluster add-unit {name}`"
+        "{name} has lost its past: it confirmed epoch {had} and comes back with epoch {has} (a restored backup?); give it back its newest directory, or, if that is lost and its chain goes on without it, start it with an empty one and `milonga cluster add-unit {name}`"
     )
 }
 

@@ -299,7 +299,7 @@ impl Unit {
             format!("the layout does not list unit {unit} ({name})")
         } else if persisted > self.state.durable.epoch {
             format!(
-                "{name} confirmed epoch {persisted} and comes with the state of epoch {} (a restored backup?); give it back its directory, or start it with an empty one",
+                "{name} confirmed epoch {persisted} and comes with the state of epoch {} (a restored backup?); give it back its newest directory, or, if that is lost and its chain goes on without it, start it with an empty one",
                 self.state.durable.epoch
             )
         } else {

@@ -89,10 +89,10 @@ pub enum Refusal {
     /// The server has no epoch yet: it started and waits for the layout.
     #[error("not open yet: waiting for the layout")]
     NotOpen,
-    /// Overloaded: the request would exceed a bound. Try again later.
-    #[error("busy: over the bound of {what}; try again")]
+    /// The request would exceed a bound, or something else has to end first. Try again later.
+    #[error("busy: {what}; try again")]
     Busy {
-        /// The bound.
+        /// What it is busy with.
         what: String,
     },
     /// A disk error: this unit serves what is surely durable and refuses the rest until it is restarted.

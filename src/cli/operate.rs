@@ -142,7 +142,7 @@ impl ClusterCommand {
                 Err(Failure::failed(if how.dry_run {
                     "interrupted; nothing was changed"
                 } else {
-                    "interrupted; what was begun goes on, and the same command waits for it again"
+                    "interrupted; if it was begun it goes on, and the same command waits for it again, or begins it; see `milonga cluster history`"
                 }))
             }
         }
@@ -169,6 +169,8 @@ async fn change_cluster(
     let until = asking.now().after(Duration::from_secs(how.seconds()));
     let bar = CopyBar::new();
     let mut last: Option<ChangeReport> = None;
+    // What was said while there was time to say it.
+    let mut busy = None;
     // What had to be done, and not only what is left in the end.
     let mut plan: Option<ChangeReport> = None;
     loop {
@@ -191,13 +193,15 @@ async fn change_cluster(
             }
             Err(Unanswered::Later(why)) if asking.now() >= until => {
                 bar.clear();
+                let why = busy.unwrap_or(why);
                 return Err(Failure::failed(late(how, last.as_ref(), &why)));
             }
-            Err(Unanswered::Later(_)) => {}
+            Err(Unanswered::Later(why)) => busy = Some(why),
         }
         if asking.now() >= until {
             bar.clear();
-            return Err(Failure::failed(late(how, last.as_ref(), "")));
+            let why = busy.unwrap_or_default();
+            return Err(Failure::failed(late(how, last.as_ref(), &why)));
         }
         asking.pause(LOOK_AGAIN).await;
     }
@@ -211,7 +215,9 @@ fn late(how: How, last: Option<&ChangeReport>, why: &str) -> String {
             "not done within {seconds} s; still to do: {}. It goes on; the same command waits for it again, `milonga status` says who is waited for",
             report.steps.join("; ")
         ),
-        None => format!("nothing was changed within {seconds} s: {why}"),
+        None => format!(
+            "not known to be under way within {seconds} s: {why}; give the same command again, or see `milonga cluster history`"
+        ),
     }
 }
 

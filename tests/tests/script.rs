@@ -380,6 +380,14 @@ fn a_chain_of_which_nobody_is_left_is_not_served() {
         1,
         "interrupted; ",
     );
+    let change = ["move-sequencer", "sequencer-2", "--deadline", "3"];
+    let busy =
+        "not known to be under way within 3 s: layout-1: busy: a reconfiguration is under way: ";
+    refused(
+        &cluster.milonga(&[&["cluster"], &change[..]].concat()),
+        1,
+        busy,
+    );
     ok(&cluster.script(&["resume", "unit-1a"]));
     ok(&cluster.script(&["up"]));
     cluster.status(|output, text| output.status.success() && text.contains("full: "));

@@ -384,6 +384,21 @@ fn who_is_restarted_while_it_is_taken_in_is_asked_to_forget_again() {
 }
 
 #[test]
+fn that_a_chain_gets_fewer_replicas_than_are_wanted_is_said() {
+    let mut world = world(177);
+    for (change, words) in [
+        (remove("unit-00"), "chain 1 has 1 of 2 replicas then"),
+        (more(&["unit-x"]), "chain 3 has 1 of 2 replicas then"),
+    ] {
+        let steps = report(&mut world, &change, true).steps;
+        let last = steps.last().expect("some steps");
+        assert!(last.starts_with(words), "{steps:?}");
+    }
+    let steps = report(&mut world, &more(&["unit-x", "unit-y"]), true).steps;
+    assert!(!steps.concat().contains("replicas then"), "{steps:?}");
+}
+
+#[test]
 fn why_a_unit_is_not_taken_in_yet_is_said() {
     let mut world = world(174);
     world.plan = world.plan.clone().with_copy_limit(Some(1));

@@ -98,7 +98,7 @@ impl Asking {
     /// The first answer that is one.
     async fn ask(&self, request: LayoutRequest, until: Time) -> Result<LayoutResponse, Unanswered> {
         let message = Request::Layout(request).into_message(Bytes::new());
-        let (mut said, mut in_vain) = (Vec::new(), true);
+        let (mut said, mut follow, mut in_vain) = (Vec::new(), Vec::new(), true);
         let first = self.first.load(Ordering::Relaxed);
         let servers = self.servers.iter().enumerate().cycle().skip(first);
         for (left, (index, server)) in (1..=self.servers.len()).rev().zip(servers) {
@@ -125,12 +125,16 @@ impl Asking {
                 )) => return Err(Unanswered::Declined(refusal.to_string())),
                 Ok(Response::Refused(refusal)) => {
                     in_vain = false;
-                    said.push(format!("{}: {refusal}", server.name));
+                    let follows = matches!(refusal, Refusal::NotLeader { .. });
+                    let words = if follows { &mut follow } else { &mut said };
+                    words.push(format!("{}: {refusal}", server.name));
                 }
                 Ok(other) => said.push(format!("{}: unexpected answer {other:?}", server.name)),
                 Err(why) => said.push(why),
             }
         }
+        // Who only follows says nothing of what the leader does.
+        let said = if said.is_empty() { follow } else { said };
         let said = said.join("; ");
         Err(if in_vain {
             Unanswered::Declined(said)
