@@ -24,6 +24,7 @@ use crate::plan::{ClusterPlan, PlanError};
 use crate::slowness::Slowness;
 use crate::suspicion::{ANSWERS_WITHIN, Patience};
 use crate::took::Took;
+use crate::words::list;
 
 /// A unit that says so again after this long really serves nothing (and its hello is not an old one, overtaken).
 const NOT_SERVING_FOR: Duration = Duration::from_millis(500);
@@ -401,12 +402,11 @@ impl LayoutCore {
             );
         }
         if !self.plan.spare_sequencers.is_empty() {
-            let here = self
-                .plan
-                .sequencers()
-                .filter(|name| self.can_sequence(name));
-            let here: Vec<_> = here.map(ServerName::as_str).collect();
-            fact("sequencers heard", here.join(", "));
+            let here = self.plan.sequencers();
+            fact(
+                "sequencers heard",
+                list(here.filter(|name| self.can_sequence(name))),
+            );
         }
         if let Some(slow) = self.facts_of_slowness() {
             fact("slow", slow);

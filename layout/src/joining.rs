@@ -10,6 +10,7 @@ use crate::core::LayoutCore;
 use crate::phase::{Errand, Phase, Runs};
 use crate::planner::Join;
 use crate::suspicion::ANSWERS_WITHIN;
+use crate::words::list;
 
 /// A unit that was given up comes back this long after, and twice as long after each further time.
 const FIRST_PENANCE: Duration = Duration::from_millis(250);
@@ -395,9 +396,9 @@ impl LayoutCore {
         if !out.is_empty() {
             facts.insert("out".into(), out.join("; "));
         }
-        let removed: Vec<_> = self.removed_and_running().map(ServerName::as_str).collect();
+        let removed = list(self.removed_and_running());
         if !removed.is_empty() {
-            facts.insert("removed".into(), removed.join(", "));
+            facts.insert("removed".into(), removed);
         }
         facts
     }

@@ -135,7 +135,7 @@ impl LayoutCore {
     // ----------------------------------------------------------------------------------------------- units
 
     /// What speaks against the unit that said `hello`, its last one. That may be older than what its run has persisted since:
-    /// where it hears but cannot be heard yet, or another leader heard it. Units look themselves, too, when they are opened.
+    /// where it hears but cannot be heard yet, or another leader heard it. So what it reports when it is sealed is looked at again.
     pub(crate) fn objection(&self, hello: &Hello) -> Option<String> {
         let name = &hello.name;
         let entered = self.entered.get(name) == Some(&hello.incarnation);

@@ -191,12 +191,11 @@ async fn change_cluster(
                 bar.clear();
                 return Err(Failure::failed(why));
             }
-            Err(Unanswered::Later(why)) if asking.now() >= until => {
-                bar.clear();
-                let why = busy.unwrap_or(why);
-                return Err(Failure::failed(late(how, last.as_ref(), &why)));
+            Err(Unanswered::Later(why)) => {
+                if busy.is_none() || asking.now() < until {
+                    busy = Some(why);
+                }
             }
-            Err(Unanswered::Later(why)) => busy = Some(why),
         }
         if asking.now() >= until {
             bar.clear();
